@@ -3,12 +3,19 @@
 //! The modules read like the pipeline, and data flows one way:
 //! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
 //! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
+//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
+//! and [`units`].
 
 pub mod analysis;
 pub mod cli;
 pub mod encode;
 pub mod evaluate;
+pub mod ggml;
 pub mod gguf;
+pub mod metrics;
 pub mod model;
+pub mod output;
 pub mod plan;
+pub mod progress;
 pub mod runtime;
+pub mod units;

@@ -1,1 +1,14 @@
-//! analysis
+//! What the calibration data reaches and which channels matter, measured on the model.
+
+pub mod calibration;
+mod collect;
+mod importance;
+mod sensitivity;
+mod stats;
+mod text;
+
+pub use importance::{Importance, Unreached};
+pub use collect::{CollectOptions, collect};
+pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
+pub use stats::{Analysis, Origin, RouterStats, WeightStats};
+pub use text::{Corpus, chunk_tokens};

@@ -1,7 +1,7 @@
 //! A safe wrapper on libllama and ggml: load a model, tokenize, evaluate batches, observe chosen graph
 //! nodes, and exchange a weight for another encoding of it while the model stays loaded.
 //!
-//! All `unsafe` that touches llama.cpp lives in this module and in [`crate::encode::ggml`].
+//! All `unsafe` that touches llama.cpp lives in this module and in [`crate::ggml`].
 
 mod context;
 mod cpu;

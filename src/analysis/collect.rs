@@ -1,0 +1,245 @@
+//! One pass of the calibration text through the model: activation statistics of every weight, and what the
+//! routers did.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail, ensure};
+use rayon::prelude::*;
+
+use super::stats::{Analysis, RouterStats, WeightStats};
+use crate::progress::Progress;
+use crate::runtime::{Context, ContextOptions, Model, Node, Observer};
+
+/// How the pass is made.
+#[derive(Clone, Debug)]
+pub struct CollectOptions {
+    /// Tokens of a chunk.
+    pub n_ctx: usize,
+    /// Worker threads.
+    pub n_threads: usize,
+}
+
+/// Evaluates `chunks` (each of one length, at most `n_ctx` tokens) and gathers statistics. The origin of the
+/// result is left to the caller.
+///
+/// # Errors
+/// The model cannot be evaluated, or gives values that are not finite.
+pub fn collect(model: &Model, chunks: &[Vec<i32>], options: &CollectOptions, progress: &Progress) -> Result<Analysis> {
+    let context_options = ContextOptions::for_chunks(options.n_ctx, model.vocab().n_tokens(), options.n_threads);
+    let n_seq = context_options.n_seq;
+    let mut context = Context::new(model, context_options)?;
+    let mut collector = Collector::default();
+    let bar = progress.bar("calibration pass", chunks.len() as u64, "chunks");
+    for group in chunks.chunks(n_seq) {
+        let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
+        // Outputs of all positions, so that the output projection sees every token.
+        context.evaluate(&sequences, 0, Some(&mut collector))?;
+        if let Some(problem) = collector.problem.take() {
+            bail!("{}: {problem}", model.path().display());
+        }
+        bar.inc(group.len() as u64);
+    }
+    bar.finish();
+    collector.finish(chunks.len(), options.n_ctx)
+}
+
+struct Sums {
+    n_in: usize,
+    counts: Vec<f64>,
+    sum_sq: Vec<f64>,
+    sum: Vec<f64>,
+}
+
+impl Sums {
+    fn new(n_in: usize, n_mat: usize, n_counts: usize) -> Self {
+        Self { n_in, counts: vec![0.0; n_counts], sum_sq: vec![0.0; n_in * n_mat], sum: vec![0.0; n_in * n_mat] }
+    }
+}
+
+#[derive(Default)]
+struct Collector {
+    weights: BTreeMap<String, Sums>,
+    routers: BTreeMap<usize, RouterStats>,
+    /// Gate weights of the layer being computed, `n_used` a token: the latest `ffn_moe_weights*` node.
+    gates: Option<(usize, Vec<f32>)>,
+    problem: Option<String>,
+}
+
+/// The layer of a node named `stem-N`.
+fn layer_of_node(name: &str) -> Option<usize> {
+    name.rsplit_once('-')?.1.parse().ok()
+}
+
+/// The layer of a weight named `blk.N.rest`.
+fn layer_of_weight(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+fn is_measured_weight(name: &str) -> bool {
+    name.ends_with(".weight") && (name.starts_with("blk.") || name == "output.weight" || name == "token_embd.weight")
+}
+
+impl Observer for Collector {
+    fn wants(&mut self, node: Node<'_>) -> bool {
+        if self.problem.is_some() {
+            return false;
+        }
+        if node.name().starts_with("ffn_moe_weights") {
+            return true;
+        }
+        (node.is_mul_mat() || node.is_mul_mat_id())
+            && node.src(0).is_some_and(|w| is_measured_weight(w.name()))
+            && node.src(1).is_some_and(|x| x.is_f32())
+    }
+
+    fn observe(&mut self, node: Node<'_>) {
+        let name = node.name();
+        if name.starts_with("ffn_moe_weights") && !node.is_mul_mat() && !node.is_mul_mat_id() {
+            self.keep_gates(node);
+        } else if node.is_mul_mat_id() {
+            if let Err(e) = self.add_experts(node) {
+                self.problem = Some(format!("node {name}: {e}"));
+            }
+        } else if let Err(e) = self.add_dense(node) {
+            self.problem = Some(format!("node {name}: {e}"));
+        }
+    }
+}
+
+impl Collector {
+    /// Gate weights come as [1, n_used, n_tokens] or, normalised, as [n_used, n_tokens]; sums over the
+    /// experts, [1, n_tokens], are named alike and passed over.
+    fn keep_gates(&mut self, node: Node<'_>) {
+        let (Some(layer), true) = (layer_of_node(node.name()), node.is_f32()) else { return };
+        if node.name().starts_with("ffn_moe_weights_sum") {
+            return;
+        }
+        let ne = node.ne();
+        let mut values = Vec::with_capacity(ne[0] * ne[1] * ne[2]);
+        for i2 in 0..ne[2] {
+            for i1 in 0..ne[1] {
+                match node.row_f32(i1, i2, 0) {
+                    Some(row) => values.extend_from_slice(row),
+                    None => return,
+                }
+            }
+        }
+        self.gates = Some((layer, values));
+    }
+
+    fn add_experts(&mut self, node: Node<'_>) -> Result<()> {
+        let (Some(weight), Some(x), Some(ids)) = (node.src(0), node.src(1), node.src(2)) else {
+            bail!("a source is missing");
+        };
+        let (n_expert, [n_used, n_tokens, ..]) = (weight.ne()[2], ids.ne());
+        let [n_in, n_x, x_tokens, _] = x.ne();
+        ensure!(x_tokens == n_tokens && n_x > 0, "activations of {x_tokens} tokens for ids of {n_tokens}");
+        // Rows of x per expert, so that experts can be summed in parallel.
+        let mut routed: Vec<Vec<(usize, usize)>> = vec![Vec::new(); n_expert];
+        for token in 0..n_tokens {
+            let Some(row) = ids.row_i32(token, 0, 0) else { bail!("expert ids are not readable") };
+            for (slot, &id) in row.iter().enumerate() {
+                let Some(list) = usize::try_from(id).ok().and_then(|e| routed.get_mut(e)) else {
+                    bail!("expert id {id} of {n_expert}");
+                };
+                list.push((slot % n_x, token));
+            }
+        }
+        let sums =
+            self.weights.entry(weight.name().to_owned()).or_insert_with(|| Sums::new(n_in, n_expert, n_expert));
+        ensure!(sums.n_in == n_in && sums.counts.len() == n_expert, "the shape of {} changed", weight.name());
+        sums.counts
+            .par_iter_mut()
+            .zip(sums.sum_sq.par_chunks_mut(n_in))
+            .zip(sums.sum.par_chunks_mut(n_in))
+            .zip(&routed)
+            .try_for_each(|(((count, sq), sum), rows)| {
+                for &(i1, i2) in rows {
+                    let Some(row) = x.row_f32(i1, i2, 0) else { bail!("activations are not readable") };
+                    accumulate(row, sq, sum);
+                    *count += 1.0;
+                }
+                ensure!(sq.iter().all(|v| v.is_finite()), "activations of {} are not finite", weight.name());
+                Ok(())
+            })?;
+        self.add_router(&weight, &routed, n_used, n_tokens, ids);
+        Ok(())
+    }
+
+    /// Counts routing once a layer: at the expert multiplication that comes first with its gates known.
+    fn add_router(
+        &mut self,
+        weight: &Node<'_>,
+        routed: &[Vec<(usize, usize)>],
+        n_used: usize,
+        n_tokens: usize,
+        ids: Node<'_>,
+    ) {
+        let Some(layer) = layer_of_weight(weight.name()) else { return };
+        if !(weight.name().contains("ffn_gate") || weight.name().contains("ffn_up")) {
+            return;
+        }
+        let Some((gate_layer, gates)) = &self.gates else { return };
+        if *gate_layer != layer || gates.len() != n_used * n_tokens {
+            return;
+        }
+        let router = self.routers.entry(layer).or_insert_with(|| RouterStats::new(routed.len(), n_used));
+        for token in 0..n_tokens {
+            for (slot, &id) in ids.row_i32(token, 0, 0).into_iter().flatten().enumerate() {
+                let gate = f64::from(gates[token * n_used + slot]);
+                let e = id as usize;
+                router.counts[e] += 1.0;
+                router.gate_mass[e] += gate;
+                router.gate_mass_sq[e] += gate * gate;
+            }
+        }
+        router.tokens += n_tokens as f64;
+        // The layer's other projections see the same routing.
+        self.gates = None;
+    }
+
+    fn add_dense(&mut self, node: Node<'_>) -> Result<()> {
+        let (Some(weight), Some(x)) = (node.src(0), node.src(1)) else { bail!("a source is missing") };
+        let [n_in, rows, x2, x3] = x.ne();
+        let [_, _, w2, w3] = weight.ne();
+        let n_mat = w2 * w3;
+        let sums = self.weights.entry(weight.name().to_owned()).or_insert_with(|| Sums::new(n_in, n_mat, 1));
+        ensure!(sums.n_in == n_in && sums.sum_sq.len() == n_in * n_mat, "the shape of {} changed", weight.name());
+        for i3 in 0..x3 {
+            for i2 in 0..x2 {
+                let mat = (i3 % w3) * w2 + i2 % w2;
+                let sq = &mut sums.sum_sq[mat * n_in..(mat + 1) * n_in];
+                let sum = &mut sums.sum[mat * n_in..(mat + 1) * n_in];
+                for i1 in 0..rows {
+                    let Some(row) = x.row_f32(i1, i2, i3) else { bail!("activations are not readable") };
+                    accumulate(row, sq, sum);
+                }
+            }
+        }
+        ensure!(sums.sum_sq.iter().all(|v| v.is_finite()), "activations of {} are not finite", weight.name());
+        sums.counts[0] += (rows * x2 * x3) as f64 / n_mat as f64;
+        Ok(())
+    }
+
+    fn finish(self, n_chunks: usize, n_ctx: usize) -> Result<Analysis> {
+        let mut analysis = Analysis { routers: self.routers, ..Analysis::default() };
+        analysis.origin.n_chunks = n_chunks;
+        analysis.origin.n_ctx = n_ctx;
+        for (name, s) in self.weights {
+            let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
+            let stats =
+                WeightStats { n_in: s.n_in, counts: s.counts, sum_sq: narrow(s.sum_sq), sum: narrow(s.sum) };
+            stats.check().map_err(|e| e.context(format!("tensor {name}")))?;
+            analysis.weights.insert(name, stats);
+        }
+        Ok(analysis)
+    }
+}
+
+fn accumulate(row: &[f32], sum_sq: &mut [f64], sum: &mut [f64]) {
+    for ((x, sq), s) in row.iter().zip(sum_sq).zip(sum) {
+        let x = f64::from(*x);
+        *sq += x * x;
+        *s += x;
+    }
+}

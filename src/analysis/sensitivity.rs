@@ -1,0 +1,175 @@
+//! What quantizing one tensor does to the model's output, measured: the tensor is exchanged for its
+//! quantized form inside the loaded model, and the next-token distributions are compared with the
+//! original's.
+
+use anyhow::{Context as _, Result};
+
+use super::importance::Importance;
+use crate::ggml;
+use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::metrics::TopK;
+use crate::progress::Progress;
+use crate::runtime::{AlignedBytes, Context, ContextOptions, Model, WeightHandles};
+
+/// Tokens of the reference distribution that are compared one by one.
+const KEPT_TOKENS: usize = 1024;
+
+/// Mean KL divergence of the output when one tensor alone is quantized.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// Tensor name.
+    pub tensor: String,
+    /// The type it was quantized to.
+    pub ty: GgmlType,
+    /// Mean over positions of the KL divergence, in nats.
+    pub kld: f64,
+}
+
+/// What is measured on what.
+#[derive(Clone, Debug)]
+pub struct SensitivityOptions {
+    /// Worker threads.
+    pub n_threads: usize,
+    /// First position of a chunk whose output is compared.
+    pub first_output: usize,
+}
+
+/// Measures each of `wanted` (tensor, type) on `chunks`, all of one length. Pairs whose tensor the graph does
+/// not use, or whose type needs importance data that is not there, are left out.
+///
+/// # Errors
+/// The model cannot be evaluated, or a tensor cannot be quantized.
+pub fn measure(
+    model: &Model,
+    source: &Gguf,
+    wanted: &[(String, GgmlType)],
+    importance: &Importance,
+    chunks: &[Vec<i32>],
+    options: &SensitivityOptions,
+    progress: &Progress,
+) -> Result<Vec<Probe>> {
+    let Some(len) = chunks.first().map(Vec::len) else { return Ok(Vec::new()) };
+    let mut context_options = ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
+    context_options.n_seq = context_options.n_seq.min(chunks.len());
+    let mut bench = Bench {
+        chunks,
+        first_output: options.first_output.min(len - 1),
+        n_vocab: model.vocab().n_tokens(),
+        n_seq: context_options.n_seq,
+        context: Context::new(model, context_options)?,
+        reference: Vec::new(),
+    };
+    let mut handles = WeightHandles::find(&mut bench.context)?;
+    bench.reference = bench.distributions()?;
+
+    let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
+    let mut probes = Vec::new();
+    for (name, ty) in wanted {
+        let tensor = source.tensor(name).with_context(|| format!("tensor {name}: not in the model"))?;
+        if handles.contains(name) && can_quantize(tensor, *ty, importance) {
+            let bytes = quantize_whole(source, tensor, *ty, importance, options.n_threads)
+                .with_context(|| format!("{}: tensor {name}", source.paths()[0].display()))?;
+            handles.replace(name, *ty, bytes)?;
+            let kld = bench.divergence();
+            handles.restore(name);
+            probes.push(Probe { tensor: name.clone(), ty: *ty, kld: kld? });
+        }
+        bar.inc(1);
+    }
+    bar.finish();
+    Ok(probes)
+}
+
+struct Bench<'m, 'c> {
+    context: Context<'m>,
+    chunks: &'c [Vec<i32>],
+    first_output: usize,
+    n_vocab: usize,
+    n_seq: usize,
+    reference: Vec<TopK>,
+}
+
+impl Bench<'_, '_> {
+    fn distributions(&mut self) -> Result<Vec<TopK>> {
+        let mut all = Vec::new();
+        let n_vocab = self.n_vocab;
+        self.for_each_group(|logits, _| {
+            all.extend(logits.chunks_exact(n_vocab).map(|row| TopK::new(row, KEPT_TOKENS)));
+        })?;
+        Ok(all)
+    }
+
+    fn divergence(&mut self) -> Result<f64> {
+        let reference = std::mem::take(&mut self.reference);
+        let n_vocab = self.n_vocab;
+        let mut sum = 0.0;
+        let outcome = self.for_each_group(|logits, first| {
+            use rayon::prelude::*;
+            // Summed in order, so that the result does not depend on the threads.
+            let values: Vec<f64> = logits
+                .par_chunks_exact(n_vocab)
+                .zip(&reference[first..])
+                .map(|(row, p)| p.divergence(row))
+                .collect();
+            sum += values.iter().sum::<f64>();
+        });
+        let n = reference.len();
+        self.reference = reference;
+        outcome?;
+        Ok((sum / n.max(1) as f64).max(0.0))
+    }
+
+    /// Calls `f` with the logits of each sequence and the index of its first row.
+    fn for_each_group(&mut self, mut f: impl FnMut(&[f32], usize)) -> Result<()> {
+        let mut row = 0;
+        for group in self.chunks.chunks(self.n_seq) {
+            let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
+            for logits in self.context.evaluate(&sequences, self.first_output, None)? {
+                f(logits, row);
+                row += logits.len() / self.n_vocab;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn can_quantize(tensor: &TensorInfo, ty: GgmlType, importance: &Importance) -> bool {
+    ty.row_bytes(tensor.ne(0)).is_some()
+        && (!ggml::requires_importance(ty) || importance.of(&tensor.name, 0, tensor.ne(0) as usize).is_some())
+}
+
+/// The whole tensor in type `ty`.
+///
+/// # Errors
+/// A value cannot be quantized.
+fn quantize_whole(
+    source: &Gguf,
+    tensor: &TensorInfo,
+    ty: GgmlType,
+    importance: &Importance,
+    n_threads: usize,
+) -> Result<AlignedBytes> {
+    let n_in = tensor.ne(0) as usize;
+    let rows_per_matrix = tensor.ne(1) as usize;
+    let row_bytes = ty.row_bytes(n_in as u64).context("rows do not hold whole blocks")? as usize;
+    let src = source.data(tensor);
+    let src_row = src.len() / tensor.n_rows().max(1) as usize;
+    let mut out = AlignedBytes::zeroed(row_bytes * tensor.n_rows() as usize);
+    // Blocks of rows within one matrix.
+    let per_block = rows_per_matrix.div_ceil((4 * n_threads).max(1)).max(1);
+    let mut blocks: Vec<(usize, &mut [u8])> = Vec::new();
+    for (matrix, bytes) in out.chunks_mut(row_bytes * rows_per_matrix).enumerate() {
+        for (i, part) in bytes.chunks_mut(row_bytes * per_block).enumerate() {
+            blocks.push((matrix * rows_per_matrix + i * per_block, part));
+        }
+    }
+    use rayon::prelude::*;
+    blocks.into_par_iter().try_for_each(|(first_row, dst)| {
+        let n_rows = dst.len() / row_bytes;
+        let mut values = vec![0f32; n_rows * n_in];
+        ggml::decode(tensor.ty, &src[first_row * src_row..(first_row + n_rows) * src_row], &mut values)?;
+        let imp = importance.of(&tensor.name, first_row / rows_per_matrix, n_in);
+        ggml::encode(ty, &values, n_in, imp, dst).with_context(|| format!("from row {first_row}"))
+    })?;
+    Ok(out)
+}

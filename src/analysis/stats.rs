@@ -1,0 +1,232 @@
+//! The quantities an analysis holds.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+
+use super::sensitivity::Probe;
+
+/// Where an analysis comes from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Origin {
+    /// `general.architecture` of the model; empty when only an imatrix file was read.
+    pub architecture: String,
+    /// Digest of the model's tensor table and metadata, see [`crate::model::digest`]; empty when unknown.
+    pub model_digest: String,
+    /// Names of the texts or imatrix files.
+    pub datasets: Vec<String>,
+    /// Tokens of a chunk.
+    pub n_ctx: usize,
+    /// Chunks evaluated.
+    pub n_chunks: usize,
+}
+
+/// Activation statistics of the input of one weight tensor.
+///
+/// A tensor holds `n_mat` matrices (experts; 1 for an ordinary weight) of `n_in` input channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightStats {
+    /// Input channels.
+    pub n_in: usize,
+    /// Tokens that reached each matrix; a single count stands for all matrices alike.
+    pub counts: Vec<f64>,
+    /// Sum of squared activations, `n_mat` slices of `n_in` values.
+    pub sum_sq: Vec<f32>,
+    /// Sum of activations in the same order; empty when unknown (older imatrix files).
+    pub sum: Vec<f32>,
+}
+
+impl WeightStats {
+    /// Number of matrices.
+    pub fn n_mat(&self) -> usize {
+        self.sum_sq.len() / self.n_in.max(1)
+    }
+
+    /// Tokens that reached matrix `mat`.
+    pub fn count(&self, mat: usize) -> f64 {
+        if self.counts.len() == 1 { self.counts[0] } else { self.counts[mat] }
+    }
+
+    /// Checks that lengths agree and that values are finite and not negative where they cannot be.
+    ///
+    /// # Errors
+    /// Says what does not agree.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.n_in > 0, "no input channels");
+        ensure!(self.sum_sq.len().is_multiple_of(self.n_in), "{} sums do not fill rows of {}", self.sum_sq.len(), self.n_in);
+        ensure!(
+            self.counts.len() == 1 || self.counts.len() == self.n_mat(),
+            "{} counts for {} matrices",
+            self.counts.len(),
+            self.n_mat()
+        );
+        ensure!(self.sum.is_empty() || self.sum.len() == self.sum_sq.len(), "sums and squared sums differ in number");
+        ensure!(
+            self.counts.iter().all(|c| c.is_finite() && *c >= 0.0)
+                && self.sum_sq.iter().all(|v| v.is_finite() && *v >= 0.0)
+                && self.sum.iter().all(|v| v.is_finite()),
+            "a value is negative or not finite"
+        );
+        Ok(())
+    }
+
+    /// Adds the statistics of other tokens for the same tensor.
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        ensure!(
+            self.n_in == other.n_in && self.sum_sq.len() == other.sum_sq.len(),
+            "shapes differ: {} x {} and {} x {}",
+            self.n_in,
+            self.n_mat(),
+            other.n_in,
+            other.n_mat()
+        );
+        if self.counts.len() != other.counts.len() {
+            let n = self.n_mat();
+            let spread = |c: &[f64]| if c.len() == 1 { vec![c[0]; n] } else { c.to_vec() };
+            let theirs = spread(&other.counts);
+            self.counts = spread(&self.counts);
+            add(&mut self.counts, &theirs);
+        } else {
+            add(&mut self.counts, &other.counts);
+        }
+        for (a, b) in self.sum_sq.iter_mut().zip(&other.sum_sq) {
+            *a += b;
+        }
+        if self.sum.len() == other.sum.len() {
+            for (a, b) in self.sum.iter_mut().zip(&other.sum) {
+                *a += b;
+            }
+        } else {
+            // Half a sum would pass for a whole one.
+            self.sum.clear();
+        }
+        Ok(())
+    }
+}
+
+fn add(a: &mut [f64], b: &[f64]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        *a += b;
+    }
+}
+
+/// What a layer's router did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouterStats {
+    /// Experts a token is sent to.
+    pub n_used: usize,
+    /// Tokens routed.
+    pub tokens: f64,
+    /// Tokens that each expert got, `n_expert` values.
+    pub counts: Vec<f64>,
+    /// Sum of the gate weights that each expert got.
+    pub gate_mass: Vec<f64>,
+    /// Sum of their squares.
+    pub gate_mass_sq: Vec<f64>,
+}
+
+impl RouterStats {
+    /// A router of `n_expert` experts that saw nothing yet.
+    pub fn new(n_expert: usize, n_used: usize) -> Self {
+        let zero = vec![0.0; n_expert];
+        Self { n_used, tokens: 0.0, counts: zero.clone(), gate_mass: zero.clone(), gate_mass_sq: zero }
+    }
+
+    /// Entropy of the experts' load over its maximum, `-sum p ln p / ln n`: 1 when all experts get the same.
+    pub fn load_entropy(&self) -> f64 {
+        let total: f64 = self.counts.iter().sum();
+        if total <= 0.0 || self.counts.len() < 2 {
+            return 0.0;
+        }
+        let h: f64 = self.counts.iter().map(|c| c / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+        h / (self.counts.len() as f64).ln()
+    }
+
+    /// Experts that no token reached.
+    pub fn unreached(&self) -> Vec<usize> {
+        (0..self.counts.len()).filter(|&e| self.counts[e] == 0.0).collect()
+    }
+
+    /// Adds what the router did with other tokens.
+    ///
+    /// # Errors
+    /// The numbers of experts differ.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        ensure!(
+            self.counts.len() == other.counts.len(),
+            "{} experts and {} experts",
+            self.counts.len(),
+            other.counts.len()
+        );
+        self.tokens += other.tokens;
+        add(&mut self.counts, &other.counts);
+        add(&mut self.gate_mass, &other.gate_mass);
+        add(&mut self.gate_mass_sq, &other.gate_mass_sq);
+        Ok(())
+    }
+}
+
+/// Everything measured about a model on a calibration text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Analysis {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// By tensor name.
+    pub weights: BTreeMap<String, WeightStats>,
+    /// By layer.
+    pub routers: BTreeMap<usize, RouterStats>,
+    /// Measured effects of quantizing one tensor on the model's output.
+    pub probes: Vec<Probe>,
+}
+
+impl Analysis {
+    /// Experts without a token, `(tensor, expert numbers)`: their statistics are unknown.
+    pub fn unreached(&self) -> Vec<(&str, Vec<usize>)> {
+        self.weights
+            .iter()
+            .filter(|(_, w)| w.n_mat() > 1)
+            .map(|(name, w)| (name.as_str(), (0..w.n_mat()).filter(|&e| w.count(e) == 0.0).collect::<Vec<_>>()))
+            .filter(|(_, e)| !e.is_empty())
+            .collect()
+    }
+
+    /// Adds the statistics of another analysis of the same model. Measured effects are kept from `self` when
+    /// it has any.
+    ///
+    /// # Errors
+    /// A tensor's shape differs; names it.
+    pub fn merge(&mut self, other: &Analysis) -> Result<()> {
+        for (name, theirs) in &other.weights {
+            match self.weights.get_mut(name) {
+                Some(ours) => ours.merge(theirs).map_err(|e| e.context(format!("tensor {name}")))?,
+                None => {
+                    self.weights.insert(name.clone(), theirs.clone());
+                }
+            }
+        }
+        for (layer, theirs) in &other.routers {
+            match self.routers.get_mut(layer) {
+                Some(ours) => ours.merge(theirs).map_err(|e| e.context(format!("router of layer {layer}")))?,
+                None => {
+                    self.routers.insert(*layer, theirs.clone());
+                }
+            }
+        }
+        if self.probes.is_empty() {
+            self.probes.clone_from(&other.probes);
+        }
+        self.origin.datasets.extend(other.origin.datasets.iter().cloned());
+        self.origin.n_chunks += other.origin.n_chunks;
+        if self.origin.n_ctx == 0 {
+            self.origin.n_ctx = other.origin.n_ctx;
+        }
+        if self.origin.architecture.is_empty() {
+            self.origin.architecture.clone_from(&other.origin.architecture);
+            self.origin.model_digest.clone_from(&other.origin.model_digest);
+        }
+        Ok(())
+    }
+}
