@@ -62,15 +62,8 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         }
         _ => {
             ensure!(can_decode(ty), "ggml cannot decode type {ty}");
-            // A mapped file keeps its alignment, a slice into a buffer may not; blocks need 2 or 4 bytes.
-            let aligned;
-            let src = if (bytes.as_ptr() as usize).is_multiple_of(8) {
-                bytes
-            } else {
-                aligned = bytes.chunks(8).map(|c| { let mut w = [0u8; 8]; w[..c.len()].copy_from_slice(c); u64::from_ne_bytes(w) }).collect::<Vec<u64>>();
-                // SAFETY: the buffer holds at least bytes.len() initialised bytes.
-                unsafe { std::slice::from_raw_parts(aligned.as_ptr().cast::<u8>(), bytes.len()) }
-            };
+            let mut copy = Vec::new();
+            let src = aligned(bytes, &mut copy);
             // SAFETY: source and destination hold exactly out.len() values, a whole number of blocks.
             unsafe {
                 if ty == GgmlType::F16 {
@@ -144,6 +137,32 @@ pub fn encode(ty: GgmlType, rows: &[f32], n_per_row: usize, importance: Option<&
     ensure!(written == out.len(), "ggml wrote {written} bytes of {ty} instead of {}", out.len());
     ensure!(valid, "ggml's {ty} of these rows is not valid (scales overflow); keep this tensor in a wider type");
     Ok(())
+}
+
+/// Whether `bytes` are valid data of type `ty`: scales and float values finite.
+pub fn is_valid(ty: GgmlType, bytes: &[u8]) -> bool {
+    if !(bytes.len() as u64).is_multiple_of(ty.block_bytes()) {
+        return false;
+    }
+    // ggml reads with the alignment of a block; a mapped tensor has it, an odd slice is copied.
+    let mut copy = Vec::new();
+    let src = aligned(bytes, &mut copy);
+    // SAFETY: the slice is whole blocks of the type.
+    unsafe { sys::ggml_validate_row_data(ty.id(), src.as_ptr().cast(), src.len()) }
+}
+
+/// `bytes` on an 8-byte boundary: themselves, or a copy in `copy`.
+fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u64>) -> &'a [u8] {
+    if (bytes.as_ptr() as usize).is_multiple_of(8) {
+        return bytes;
+    }
+    copy.extend(bytes.chunks(8).map(|c| {
+        let mut word = [0u8; 8];
+        word[..c.len()].copy_from_slice(c);
+        u64::from_ne_bytes(word)
+    }));
+    // SAFETY: the buffer holds at least bytes.len() initialised bytes.
+    unsafe { std::slice::from_raw_parts(copy.as_ptr().cast::<u8>(), bytes.len()) }
 }
 
 /// Round to nearest even, as ggml_compute_fp32_to_bf16; NaN stays NaN.

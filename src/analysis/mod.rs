@@ -2,13 +2,16 @@
 
 pub mod calibration;
 mod collect;
+pub mod imatrix;
 mod importance;
 mod sensitivity;
 mod stats;
+mod store;
 mod text;
 
 pub use importance::{Importance, Unreached};
 pub use collect::{CollectOptions, collect};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
+pub use store::{digest, load, save};
 pub use stats::{Analysis, Origin, RouterStats, WeightStats};
 pub use text::{Corpus, chunk_tokens};

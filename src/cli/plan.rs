@@ -1,0 +1,52 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use super::{BudgetArgs, DataArgs, Global, steps};
+use crate::output::{refuse_overwriting, write_file};
+
+/// Choose a type for every tensor under a size budget
+#[derive(Args)]
+#[command(after_help = "Example:\n  moqa plan model.gguf --analysis model.moqa --size 4.2GiB -o plan.toml")]
+pub(super) struct PlanArgs {
+    /// The model (GGUF; of a split model the first file)
+    model: PathBuf,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    /// The plan to write (TOML)
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Also write the plan for llama-quantize's --tensor-type-file
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Write nothing, only print
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
+    ensure!(args.budget.is_given(), "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET");
+    ensure!(
+        args.dry_run || args.output.is_some() || args.tensor_type_file.is_some(),
+        "name the plan to write with -o FILE, or give --dry-run"
+    );
+    let source = steps::open(&args.model)?;
+    for path in args.output.iter().chain(&args.tensor_type_file) {
+        refuse_overwriting(path, source.gguf.paths())?;
+    }
+    let analysis = steps::analysis(&source, &args.data, true, global)?;
+    steps::report_unreached(&analysis, global);
+    let plan = steps::plan(&source, &analysis, &args.budget, global)?;
+    if !args.dry_run {
+        if let Some(path) = &args.output {
+            write_file(path, plan.to_toml().as_bytes())?;
+        }
+        if let Some(path) = &args.tensor_type_file {
+            write_file(path, plan.to_tensor_type_file().as_bytes())?;
+        }
+    }
+    global.print(&plan, || steps::describe_plan(&plan))
+}

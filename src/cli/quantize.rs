@@ -1,0 +1,118 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::Serialize;
+
+use super::{BudgetArgs, DataArgs, Global, steps};
+use crate::analysis::{self, Analysis, Importance, Unreached};
+use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
+use crate::gguf::GgmlType;
+use crate::output::{refuse_overwriting, write_file};
+use crate::plan::Plan;
+
+/// Analyse, plan and write a smaller model
+#[derive(Args)]
+#[command(after_help = "Examples:\n  moqa quantize model.gguf -o small.gguf --bpw 3.5\n  \
+    moqa quantize model.gguf -o small.gguf --like Q4_K_M --text calibration/\n  \
+    moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa")]
+pub(super) struct QuantizeArgs {
+    /// The model (GGUF; of a split model the first file)
+    model: PathBuf,
+    /// The file to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    budget: BudgetArgs,
+    /// Use the types of this plan instead of making one
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bpw", "size", "like"])]
+    plan: Option<PathBuf>,
+    /// Quantize without importance data (with --plan)
+    #[arg(long, requires = "plan", conflicts_with_all = ["analysis", "imatrix", "text"])]
+    no_analysis: bool,
+    /// Weigh experts that no token reached by ones, as llama-quantize does, instead of by their layer
+    #[arg(long)]
+    unreached_ones: bool,
+    /// Write shards of at most this size
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::parse_bytes)]
+    split_max_size: Option<u64>,
+    /// Keep the analysis in this file
+    #[arg(long, value_name = "FILE")]
+    save_analysis: Option<PathBuf>,
+    /// Keep the plan in this file
+    #[arg(long, value_name = "FILE")]
+    save_plan: Option<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    written: &'a EncodeReport,
+    source_bytes: u64,
+    plan: &'a Plan,
+}
+
+pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
+    ensure!(
+        args.plan.is_some() || args.budget.is_given(),
+        "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
+    );
+    let source = steps::open(&args.model)?;
+    for path in args.save_analysis.iter().chain(&args.save_plan).chain([&args.output]) {
+        refuse_overwriting(path, source.gguf.paths())?;
+    }
+    // Whether the target can be written is better known before the work than after.
+    drop(crate::output::AtomicFile::create(&args.output)?);
+
+    let given = args.plan.as_deref().map(Plan::read).transpose()?;
+    let analysis = if args.no_analysis {
+        Analysis::default()
+    } else {
+        let analysis = steps::analysis(&source, &args.data, given.is_none(), global)?;
+        steps::report_unreached(&analysis, global);
+        analysis
+    };
+    if let Some(path) = &args.save_analysis {
+        analysis::save(path, &analysis)?;
+    }
+    let plan = match given {
+        Some(mut plan) => {
+            plan.fit_to_model(&source.gguf)?;
+            if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
+                global.progress().note("warning: the plan was made for another model; its types are used as they are");
+            }
+            plan
+        }
+        None => steps::plan(&source, &analysis, &args.budget, global)?,
+    };
+    if let Some(path) = &args.save_plan {
+        write_file(path, plan.to_toml().as_bytes())?;
+    }
+
+    let types: BTreeMap<String, GgmlType> = plan.types();
+    let analysis_digest = analysis::digest(&analysis);
+    let records = steps::records(&source, &steps::plan_digest(&types), &analysis_digest);
+    let metadata = output_metadata(&source.gguf, &types, &records);
+    let unreached = if args.unreached_ones { Unreached::Ones } else { Unreached::Pooled };
+    let importance = Importance::new(&analysis, unreached);
+    let options = EncodeOptions { n_threads: global.n_threads(), split_max_bytes: args.split_max_size };
+    let written =
+        encode(&source.gguf, &metadata, &types, &importance, &args.output, &options, &global.progress())?;
+    let source_bytes = source.gguf.total_bytes();
+    let outcome = Outcome { written: &written, source_bytes, plan: &plan };
+    global.print(&outcome, || {
+        let mut s = if args.plan.is_some() { String::new() } else { steps::describe_plan(&plan) };
+        for file in &written.files {
+            s += &format!("wrote {}\n", file.display());
+        }
+        s + &format!(
+            "{} -> {} ({:.1} %) in {:.1} s\n",
+            crate::units::bytes(source_bytes),
+            crate::units::bytes(written.bytes),
+            written.bytes as f64 * 100.0 / source_bytes.max(1) as f64,
+            written.seconds
+        )
+    })
+}

@@ -1,0 +1,253 @@
+//! Steps that several commands share.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::{BudgetArgs, DataArgs, Global};
+use crate::analysis::{
+    self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions, Unreached, chunk_tokens,
+};
+use crate::encode::{output_metadata, shard_layouts};
+use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::model::{self, ModelView};
+use crate::plan::{Candidates, Plan, PlanInputs, make_plan, measure_errors};
+use crate::runtime::{Model, ModelOptions, Preset, preset_types};
+
+/// Values of a tensor that are quantized to measure its error in a type.
+const ERROR_SAMPLE: u64 = 1 << 18;
+/// Tokens on which one tensor's effect is measured.
+const PROBE_TOKENS: std::ops::RangeInclusive<usize> = 512..=8192;
+
+/// An opened model.
+pub(super) struct Source {
+    pub gguf: Gguf,
+    pub view: ModelView,
+    pub digest: String,
+}
+
+/// Opens and understands a model.
+pub(super) fn open(path: &Path) -> Result<Source> {
+    let gguf = Gguf::open(path)?;
+    let view = ModelView::new(&gguf).with_context(|| format!("{}", path.display()))?;
+    let digest = model::digest(&gguf);
+    Ok(Source { gguf, view, digest })
+}
+
+/// The analysis that the arguments ask for: read, made from imatrix files, measured, or several of these.
+/// `probes` says whether effects on the output are wanted.
+pub(super) fn analysis(source: &Source, args: &DataArgs, probes: bool, global: &Global) -> Result<Analysis> {
+    let progress = global.progress();
+    let mut analysis = Analysis::default();
+    if let Some(path) = &args.analysis {
+        analysis = analysis::load(path)?;
+        if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest {
+            progress.note(format!(
+                "warning: {} was made for another model than {}",
+                path.display(),
+                source.gguf.paths()[0].display()
+            ));
+        }
+    }
+    for path in &args.imatrix {
+        let read = analysis::imatrix::read(path)?;
+        analysis.merge(&read).with_context(|| format!("{}: cannot be added", path.display()))?;
+    }
+    if !analysis.weights.is_empty() {
+        for name in analysis::imatrix::fit_to_model(&mut analysis, &source.gguf)? {
+            progress.note(format!("warning: statistics of {name}, which the model does not have, are left out"));
+        }
+    }
+    let own_pass = analysis.weights.is_empty() || !args.text.is_empty();
+    let measure = probes && args.sensitivity > 0.0 && analysis.probes.is_empty();
+    if own_pass || measure {
+        let corpus = if args.text.is_empty() { Corpus::built_in() } else { Corpus::read(&args.text)? };
+        let model = Model::load(source.gguf.paths()[0], &ModelOptions::default())?;
+        let mut chunks = chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?;
+        if let Some(n) = args.chunks {
+            chunks.truncate(n as usize);
+        }
+        if own_pass {
+            let options = CollectOptions { n_ctx: chunks[0].len(), n_threads: global.n_threads() };
+            let mut measured = analysis::collect(&model, &chunks, &options, &progress)?;
+            measured.origin = Origin {
+                architecture: source.view.arch.clone(),
+                model_digest: source.digest.clone(),
+                datasets: corpus.names.clone(),
+                ..measured.origin
+            };
+            analysis.merge(&measured)?;
+        }
+        if measure {
+            analysis.probes = sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
+        }
+    }
+    Ok(analysis)
+}
+
+/// Types in which tensors are probed: about 2, 3.4 and 5.5 bits, so that the types between and beside them
+/// can be judged; for rows that k-quants cannot hold, their neighbours among the types of 32.
+fn probe_types(tensor: &TensorInfo, known: bool) -> Vec<GgmlType> {
+    use GgmlType::*;
+    let low = if known { IQ2_XS } else { Q2_K };
+    let all = if Q3_K.row_bytes(tensor.ne(0)).is_some() { vec![low, Q3_K, Q5_K] } else { vec![Q4_0, Q5_0] };
+    all.into_iter().filter(|ty| ty.row_bytes(tensor.ne(0)).is_some() && ty.bpw() < tensor.ty.bpw()).collect()
+}
+
+/// Measures the effect of quantizing on the output, within `effort` evaluated tokens per calibration token.
+fn sensitivity(
+    source: &Source,
+    model: &Model,
+    analysis: &Analysis,
+    chunks: &[Vec<i32>],
+    effort: f64,
+    global: &Global,
+) -> Result<Vec<Probe>> {
+    let importance = Importance::new(analysis, Unreached::default());
+    let mut by_layer: BTreeMap<Option<usize>, Vec<(String, GgmlType)>> = BTreeMap::new();
+    for t in source.view.tensors.iter().filter(|t| t.quantizable) {
+        let tensor = &source.gguf.tensors[t.index];
+        let known = importance.of(&tensor.name, 0, tensor.ne(0) as usize).is_some();
+        for ty in probe_types(tensor, known) {
+            by_layer.entry(t.layer).or_default().push((tensor.name.clone(), ty));
+        }
+    }
+    let len = chunks[0].len();
+    let wanted: usize = by_layer.values().map(Vec::len).sum();
+    let total_tokens = (chunks.len() * len) as f64 * effort;
+    let tokens = (total_tokens / wanted.max(1) as f64)
+        .clamp(*PROBE_TOKENS.start() as f64, *PROBE_TOKENS.end() as f64)
+        .min((chunks.len() * len) as f64);
+    let n_chunks = ((tokens / len as f64) as usize).clamp(1, chunks.len());
+    let affordable = (total_tokens / (n_chunks * len) as f64) as usize;
+    let pairs = spread_over_layers(by_layer, affordable.max(1));
+    if pairs.len() < wanted {
+        global.progress().note(format!(
+            "measuring {} of {wanted} effects; the other layers are judged by their neighbours (--sensitivity sets the effort)",
+            pairs.len()
+        ));
+    }
+    let subset: Vec<Vec<i32>> = (0..n_chunks).map(|i| chunks[i * chunks.len() / n_chunks].clone()).collect();
+    let options = SensitivityOptions { n_threads: global.n_threads(), first_output: len / 8 };
+    analysis::measure_sensitivity(model, &source.gguf, &pairs, &importance, &subset, &options, &global.progress())
+}
+
+/// All pairs when they are affordable, else those of layers spread evenly.
+fn spread_over_layers(
+    by_layer: BTreeMap<Option<usize>, Vec<(String, GgmlType)>>,
+    affordable: usize,
+) -> Vec<(String, GgmlType)> {
+    let groups: Vec<Vec<(String, GgmlType)>> = by_layer.into_values().collect();
+    let total: usize = groups.iter().map(Vec::len).sum();
+    if total <= affordable {
+        return groups.concat();
+    }
+    let n = groups.len();
+    let mut keep = (n * affordable / total).clamp(1, n);
+    while keep > 1 && (0..keep).map(|i| groups[i * (n - 1) / (keep - 1)].len()).sum::<usize>() > affordable {
+        keep -= 1;
+    }
+    (0..keep).flat_map(|i| groups[i * (n - 1) / (keep.max(2) - 1)].clone()).collect()
+}
+
+/// Prints which experts no token reached.
+pub(super) fn report_unreached(analysis: &Analysis, global: &Global) {
+    let progress = global.progress();
+    let mut layers: BTreeMap<Vec<usize>, Vec<&str>> = BTreeMap::new();
+    for (name, experts) in analysis.unreached() {
+        layers.entry(experts).or_default().push(name);
+    }
+    for (experts, names) in layers {
+        progress.note(format!(
+            "warning: no calibration token reached expert {} of {}; its channels are weighed by the layer's other experts, more text would tell",
+            experts.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+            names.join(", ")
+        ));
+    }
+}
+
+/// The keys that the output records, all of fixed length so that sizes are known before the plan.
+pub(super) fn records(source: &Source, plan_digest: &str, analysis_digest: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("moqa.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("moqa.source", source.digest.clone()),
+        ("moqa.plan", plan_digest.to_owned()),
+        ("moqa.analysis", analysis_digest.to_owned()),
+    ]
+}
+
+/// Digest of the types that a plan chooses.
+pub(super) fn plan_digest(types: &BTreeMap<String, GgmlType>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, ty) in types {
+        hasher.update(format!("{name}={ty}\n").as_bytes());
+    }
+    format!("blake3:{}", hasher.finalize().to_hex())
+}
+
+/// Measures errors and makes the plan.
+pub(super) fn plan(source: &Source, analysis: &Analysis, budget: &BudgetArgs, global: &Global) -> Result<Plan> {
+    let progress = global.progress();
+    if !source.view.is_moe() {
+        progress.note("note: this model has no experts; tensors are weighed as in any model");
+    }
+    let importance = Importance::new(analysis, Unreached::default());
+    let candidates = Candidates::default();
+    let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
+    let choices = PlanInputs::choices(&source.gguf, &source.view, &importance, &candidates);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(global.n_threads()).build()?;
+    let errors = measure_errors(&source.gguf, &choices, analysis, &importance, ERROR_SAMPLE, &pool, &progress)?;
+    let analysis_digest = analysis::digest(analysis);
+    let blank = plan_digest(&BTreeMap::new());
+    let inputs = PlanInputs {
+        source: &source.gguf,
+        view: &source.view,
+        analysis,
+        importance: &importance,
+        candidates: &candidates,
+        errors: &errors,
+        records: &records(source, &blank, &analysis_digest),
+    };
+    let mut plan = make_plan(&inputs, resolved)?;
+    plan.model_digest.clone_from(&source.digest);
+    plan.analysis_digest = analysis_digest;
+    Ok(plan)
+}
+
+/// Bytes of the file that llama-quantize would write for a preset.
+pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool) -> Result<u64> {
+    let types = preset_types(source.paths()[0], preset, with_importance)?;
+    let metadata = output_metadata(source, &types, &[]);
+    Ok(shard_layouts(source, &metadata, &types, None)?.iter().map(crate::gguf::GgufLayout::file_size).sum())
+}
+
+/// A short account of a plan.
+pub(super) fn describe_plan(plan: &Plan) -> String {
+    let mut by_type: BTreeMap<GgmlType, (usize, u64)> = BTreeMap::new();
+    for t in &plan.tensors {
+        let entry = by_type.entry(t.ty).or_default();
+        entry.0 += 1;
+        entry.1 += t.bytes;
+    }
+    let mut s = format!(
+        "{} ({} bytes), {:.3} bits per weight, budget {}\n",
+        crate::units::bytes(plan.file_bytes),
+        plan.file_bytes,
+        plan.bpw,
+        crate::units::bytes(plan.budget_bytes)
+    );
+    s += &format!(
+        "expected KL divergence {:.5} nats a token, {}\n",
+        plan.objective,
+        if plan.exact {
+            "the smallest possible by these measurements".to_owned()
+        } else {
+            format!("at most {:.3} % above the smallest possible", plan.gap() * 100.0)
+        }
+    );
+    for (ty, (n, bytes)) in by_type {
+        s += &format!("  {ty:<8} {n:>5} tensors {:>12}\n", crate::units::bytes(bytes));
+    }
+    s
+}

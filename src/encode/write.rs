@@ -1,0 +1,237 @@
+//! From a source model and a type for each tensor to a file.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use super::pipeline::ordered_parallel;
+use crate::analysis::Importance;
+use crate::ggml;
+use crate::gguf::{GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, TensorInfo, shard_path};
+use crate::output::{AtomicFile, refuse_overwriting};
+use crate::progress::Progress;
+use crate::runtime::Preset;
+
+/// Values of a row block that one worker converts at a time: a MiB of float32.
+const BLOCK_VALUES: u64 = 1 << 18;
+/// Row blocks in memory per thread.
+const BLOCKS_PER_THREAD: usize = 4;
+
+/// How the file is written.
+#[derive(Clone, Debug)]
+pub struct EncodeOptions {
+    /// Worker threads.
+    pub n_threads: usize,
+    /// Write shards of at most this many bytes of tensor data.
+    pub split_max_bytes: Option<u64>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct EncodeReport {
+    /// The files, one unless split.
+    pub files: Vec<PathBuf>,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Metadata of the new file: the source's, without its split keys, with the quantization version, the file
+/// type (the preset whose base type is the commonest by weights) and what moqa records.
+pub fn output_metadata(source: &Gguf, types: &BTreeMap<String, GgmlType>, records: &[(&str, String)]) -> Metadata {
+    let mut metadata = source.metadata.clone();
+    metadata.remove_split_keys();
+    metadata.set("general.quantization_version", 2u32);
+    metadata.set("general.file_type", file_type(source, types));
+    for (key, value) in records {
+        metadata.set(*key, value.as_str());
+    }
+    metadata
+}
+
+/// llama.cpp shows this number as the file's type; no runtime behaviour depends on it.
+fn file_type(source: &Gguf, types: &BTreeMap<String, GgmlType>) -> u32 {
+    let mut weights: BTreeMap<GgmlType, u64> = BTreeMap::new();
+    for t in &source.tensors {
+        let ty = types.get(&t.name).copied().unwrap_or(t.ty);
+        if t.ne(1) > 1 {
+            *weights.entry(ty).or_default() += t.n_elems();
+        }
+    }
+    let common = weights.iter().max_by_key(|(_, n)| **n).map_or(GgmlType::F32, |(ty, _)| *ty);
+    let preset = match common {
+        GgmlType::Q3_K => "Q3_K_M".into(),
+        GgmlType::Q4_K => "Q4_K_M".into(),
+        GgmlType::Q5_K => "Q5_K_M".into(),
+        ty => ty.name().to_ascii_uppercase(),
+    };
+    // LLAMA_FTYPE_ALL_F32 is 0.
+    preset.parse::<Preset>().map_or(0, Preset::ftype)
+}
+
+/// Layouts of the file or its shards: exact sizes and offsets, before any data exists.
+///
+/// # Errors
+/// A type does not fit a tensor's shape.
+pub fn shard_layouts(
+    source: &Gguf,
+    metadata: &Metadata,
+    types: &BTreeMap<String, GgmlType>,
+    split_max_bytes: Option<u64>,
+) -> Result<Vec<GgufLayout>> {
+    let specs = source
+        .tensors
+        .iter()
+        .map(|t| {
+            let mut spec = t.spec();
+            spec.ty = types.get(&t.name).copied().unwrap_or(t.ty);
+            spec
+        })
+        .collect();
+    // A version 2 source is written as version 3: same layout, and what llama.cpp writes.
+    let version = crate::gguf::DEFAULT_VERSION;
+    Ok(match split_max_bytes {
+        Some(max) => GgufLayout::split(metadata, specs, version, max)?,
+        None => vec![GgufLayout::new(metadata, specs, version)?],
+    })
+}
+
+/// A run of rows of one tensor.
+struct Block<'a> {
+    tensor: &'a TensorInfo,
+    ty: GgmlType,
+    first_row: u64,
+    n_rows: u64,
+    shard: usize,
+}
+
+/// Writes `target` (or its shards). Tensors that `types` does not name keep their type and bytes.
+///
+/// # Errors
+/// A tensor cannot be quantized, the disk is full, or the target cannot be written. Nothing is left then.
+pub fn encode(
+    source: &Gguf,
+    metadata: &Metadata,
+    types: &BTreeMap<String, GgmlType>,
+    importance: &Importance,
+    target: &Path,
+    options: &EncodeOptions,
+    progress: &Progress,
+) -> Result<EncodeReport> {
+    let started = Instant::now();
+    let layouts = shard_layouts(source, metadata, types, options.split_max_bytes)?;
+    let paths: Vec<PathBuf> = if options.split_max_bytes.is_some() {
+        let prefix = target.with_extension("");
+        (0..layouts.len()).map(|i| shard_path(&prefix, i, layouts.len())).collect()
+    } else {
+        vec![target.to_owned()]
+    };
+    for path in &paths {
+        refuse_overwriting(path, source.paths())?;
+    }
+    let total: u64 = layouts.iter().map(GgufLayout::file_size).sum();
+    let mut blocks = Vec::new();
+    for (shard, layout) in layouts.iter().enumerate() {
+        for placed in layout.tensors() {
+            let tensor = source
+                .tensor(&placed.spec.name)
+                .with_context(|| format!("tensor {}: not in the source", placed.spec.name))?;
+            push_blocks(&mut blocks, tensor, placed.spec.ty, shard);
+        }
+    }
+    let files = paths.iter().map(|p| AtomicFile::create(p)).collect::<Result<Vec<_>>>()?;
+    if let Some(file) = files.first() {
+        file.require_space(total)?;
+    }
+
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.n_threads.max(1)).build()?;
+    let source_bytes: u64 = source.tensors.iter().map(TensorInfo::n_bytes).sum();
+    let bar = progress.bar("quantizing", source_bytes, "bytes");
+    let mut writers = files
+        .into_iter()
+        .zip(&layouts)
+        .map(|(file, layout)| Ok(Some(GgufWriter::new(file, layout)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut done = Vec::new();
+    let mut current = 0;
+    ordered_parallel(
+        &pool,
+        blocks.len(),
+        pool.current_num_threads() * BLOCKS_PER_THREAD,
+        |i| convert(source, &blocks[i], importance),
+        |i, bytes| {
+            let block = &blocks[i];
+            while current < block.shard {
+                done.extend(writers[current].take().map(GgufWriter::finish).transpose()?);
+                current += 1;
+            }
+            if let Some(writer) = &mut writers[block.shard] {
+                writer.write_tensor_bytes(&bytes).with_context(|| format!("{}", paths[block.shard].display()))?;
+            }
+            bar.inc(block.n_rows * block.tensor.ty.row_bytes(block.tensor.ne(0)).unwrap_or(0));
+            Ok(())
+        },
+    )?;
+    for writer in writers.into_iter().flatten() {
+        done.push(writer.finish()?);
+    }
+    for file in done {
+        file.commit()?;
+    }
+    bar.finish();
+    Ok(EncodeReport { files: paths, bytes: total, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Cuts a tensor into blocks that do not cross from one expert's matrix into the next.
+fn push_blocks<'a>(blocks: &mut Vec<Block<'a>>, tensor: &'a TensorInfo, ty: GgmlType, shard: usize) {
+    let per_matrix = tensor.ne(1);
+    let rows = tensor.n_rows();
+    let per_block = (BLOCK_VALUES / tensor.ne(0).max(1)).max(1);
+    let mut row = 0;
+    while row < rows {
+        let n_rows = per_block.min(per_matrix - row % per_matrix).min(rows - row);
+        blocks.push(Block { tensor, ty, first_row: row, n_rows, shard });
+        row += n_rows;
+    }
+}
+
+fn convert<'a>(source: &'a Gguf, block: &Block<'a>, importance: &Importance) -> Result<Cow<'a, [u8]>> {
+    let tensor = block.tensor;
+    let n_in = tensor.ne(0) as usize;
+    let src_row = tensor.ty.row_bytes(tensor.ne(0)).unwrap_or(0) as usize;
+    let first = block.first_row as usize;
+    let src = &source.data(tensor)[first * src_row..(first + block.n_rows as usize) * src_row];
+    let describe = || {
+        format!(
+            "{}: tensor {} (offset {}), rows {first} to {}",
+            source.paths()[tensor.part].display(),
+            tensor.name,
+            tensor.file_offset,
+            first + block.n_rows as usize - 1
+        )
+    };
+    if block.ty == tensor.ty {
+        ensure!(
+            ggml::is_valid(tensor.ty, src),
+            "{}: values that are not finite or not valid {}; the source is damaged, get it again",
+            describe(),
+            tensor.ty
+        );
+        return Ok(Cow::Borrowed(src));
+    }
+    let mut values = vec![0f32; n_in * block.n_rows as usize];
+    ggml::decode(tensor.ty, src, &mut values).with_context(describe)?;
+    let row_bytes = block.ty.row_bytes(tensor.ne(0)).with_context(|| {
+        format!("{}: rows of {n_in} values do not fill blocks of {}", describe(), block.ty)
+    })?;
+    let mut out = vec![0u8; row_bytes as usize * block.n_rows as usize];
+    let expert = first / tensor.ne(1).max(1) as usize;
+    ggml::encode(block.ty, &values, n_in, importance.of(&tensor.name, expert, n_in), &mut out)
+        .with_context(describe)?;
+    Ok(Cow::Owned(out))
+}

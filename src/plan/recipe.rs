@@ -1,0 +1,232 @@
+//! The plan as a file: a TOML recipe that a person can read and edit.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::gguf::{GgmlType, Gguf};
+
+/// Version of the recipe's form.
+const VERSION: u32 = 1;
+
+/// The type chosen for a tensor, and what is expected of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorChoice {
+    /// Tensor name.
+    pub name: String,
+    /// The type.
+    #[serde(serialize_with = "as_display")]
+    pub ty: GgmlType,
+    /// Bytes in that type.
+    pub bytes: u64,
+    /// Relative squared error of the tensor's outputs.
+    pub error: f64,
+    /// Expected divergence of the model's output, in nats per token.
+    pub cost: f64,
+}
+
+fn as_display<S: serde::Serializer>(ty: &GgmlType, s: S) -> std::result::Result<S::Ok, S::Error> {
+    s.collect_str(ty)
+}
+
+/// A plan: a type for every tensor that is to be changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Plan {
+    /// Digest of the model that it was made for; empty in a recipe written by hand.
+    pub model_digest: String,
+    /// Digest of the analysis behind it; empty without one.
+    pub analysis_digest: String,
+    /// Bytes that were allowed.
+    pub budget_bytes: u64,
+    /// Bytes of the file that it gives.
+    pub file_bytes: u64,
+    /// Bits per weight of the tensor data.
+    pub bpw: f64,
+    /// Expected KL divergence in nats per token: the objective.
+    pub objective: f64,
+    /// No choice under the budget can have a smaller objective than this.
+    pub bound: f64,
+    /// Whether the objective is proved to be the smallest.
+    pub exact: bool,
+    /// In the order of the file.
+    pub tensors: Vec<TensorChoice>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    version: u32,
+    #[serde(default)]
+    model_digest: String,
+    #[serde(default)]
+    analysis_digest: String,
+    #[serde(default)]
+    budget_bytes: u64,
+    #[serde(default)]
+    file_bytes: u64,
+    #[serde(default)]
+    bpw: f64,
+    #[serde(default)]
+    objective: f64,
+    #[serde(default)]
+    bound: f64,
+    #[serde(default)]
+    exact: bool,
+    tensors: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// The chosen types by tensor name.
+    pub fn types(&self) -> BTreeMap<String, GgmlType> {
+        self.tensors.iter().map(|t| (t.name.clone(), t.ty)).collect()
+    }
+
+    /// Relative distance of the objective from the bound.
+    pub fn gap(&self) -> f64 {
+        if self.objective > 0.0 { (self.objective - self.bound).max(0.0) / self.objective } else { 0.0 }
+    }
+
+    /// The recipe's text.
+    pub fn to_toml(&self) -> String {
+        let mut s = String::new();
+        s.push_str("# moqa plan: the type of every tensor. Types may be edited; the figures are informative.\n");
+        let _ = writeln!(s, "version = {VERSION}");
+        let _ = writeln!(s, "model_digest = \"{}\"", self.model_digest);
+        let _ = writeln!(s, "analysis_digest = \"{}\"", self.analysis_digest);
+        let _ = writeln!(s, "budget_bytes = {}", self.budget_bytes);
+        let _ = writeln!(s, "file_bytes = {}", self.file_bytes);
+        let _ = writeln!(s, "bpw = {:?}", self.bpw);
+        let _ = writeln!(s, "objective = {:?} # expected KL divergence, nats per token", self.objective);
+        let _ = writeln!(s, "bound = {:?} # no choice within the budget can do better", self.bound);
+        let _ = writeln!(s, "exact = {}", self.exact);
+        s.push_str("\n[tensors]\n");
+        for t in &self.tensors {
+            let key = toml::Value::String(t.name.clone()).to_string();
+            let _ = writeln!(
+                s,
+                "{key} = \"{}\" # {}, error {:.4} %, costs {:.2e}",
+                t.ty,
+                crate::units::bytes(t.bytes),
+                t.error * 100.0,
+                t.cost
+            );
+        }
+        s
+    }
+
+    /// The plan as a file for llama-quantize's `--tensor-type-file`. Give llama-quantize any preset with it:
+    /// every tensor that is quantized is named.
+    pub fn to_tensor_type_file(&self) -> String {
+        let mut s = String::new();
+        for t in &self.tensors {
+            // llama-quantize takes a lower-case regular expression.
+            let _ = writeln!(s, "^{}$={}", regex::escape(&t.name.to_lowercase()), t.ty);
+        }
+        s
+    }
+
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// Not a recipe, an unknown type, or an unknown version.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        let recipe: Recipe = toml::from_str(text)?;
+        ensure!(recipe.version == VERSION, "version {} of the plan's form; this program knows {VERSION}", recipe.version);
+        let tensors = recipe
+            .tensors
+            .into_iter()
+            .map(|(name, ty)| {
+                let ty = ty.parse::<GgmlType>().with_context(|| format!("tensor {name}"))?;
+                Ok(TensorChoice { name, ty, bytes: 0, error: 0.0, cost: 0.0 })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            model_digest: recipe.model_digest,
+            analysis_digest: recipe.analysis_digest,
+            budget_bytes: recipe.budget_bytes,
+            file_bytes: recipe.file_bytes,
+            bpw: recipe.bpw,
+            objective: recipe.objective,
+            bound: recipe.bound,
+            exact: recipe.exact,
+            tensors,
+        })
+    }
+
+    /// Reads a recipe's file.
+    ///
+    /// # Errors
+    /// As [`Plan::from_toml`], and when the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        let meta = std::fs::metadata(path).with_context(|| format!("{}: cannot read this plan", path.display()))?;
+        ensure!(meta.is_file() && meta.len() < 64 << 20, "{}: not a plan", path.display());
+        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read this plan", path.display()))?;
+        Self::from_toml(&text).with_context(|| format!("{}: not a plan that can be used", path.display()))
+    }
+
+    /// Checks the plan against a model: every tensor exists, and its rows fill the type's blocks. Fills in
+    /// the bytes.
+    ///
+    /// # Errors
+    /// Names the tensor.
+    pub fn fit_to_model(&mut self, source: &Gguf) -> Result<()> {
+        for choice in &mut self.tensors {
+            let Some(tensor) = source.tensor(&choice.name) else {
+                bail!("tensor {}: the plan names it and the model has none of that name", choice.name);
+            };
+            let Some(row) = choice.ty.row_bytes(tensor.ne(0)) else {
+                bail!(
+                    "tensor {}: rows of {} values do not fill {}'s blocks of {}; choose another type",
+                    choice.name,
+                    tensor.ne(0),
+                    choice.ty,
+                    choice.ty.block_elems()
+                );
+            };
+            ensure!(
+                choice.ty == tensor.ty || crate::ggml::can_encode(choice.ty),
+                "tensor {}: ggml cannot quantize to {}",
+                choice.name,
+                choice.ty
+            );
+            choice.bytes = row * tensor.n_rows();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recipe_survives_the_round_trip_and_editing() {
+        let plan = Plan {
+            model_digest: "blake3:ab".into(),
+            budget_bytes: 1000,
+            file_bytes: 990,
+            bpw: 3.25,
+            objective: 0.0125,
+            bound: 0.0124,
+            tensors: vec![
+                TensorChoice { name: "a.weight".into(), ty: GgmlType::Q4_K, bytes: 5, error: 0.01, cost: 1e-3 },
+                TensorChoice { name: "b \"odd\".weight".into(), ty: GgmlType::IQ2_XXS, bytes: 5, error: 0.01, cost: 1e-3 },
+            ],
+            ..Plan::default()
+        };
+        let text = plan.to_toml();
+        let read = Plan::from_toml(&text).unwrap();
+        assert_eq!(read.types(), plan.types());
+        assert_eq!((read.budget_bytes, read.objective, read.bpw), (1000, 0.0125, 3.25));
+        let edited = text.replace("q4_K", "Q6_K");
+        assert_eq!(Plan::from_toml(&edited).unwrap().types()["a.weight"], GgmlType::Q6_K);
+        assert!(Plan::from_toml(&text.replace("q4_K", "q4_X")).is_err());
+        assert!(Plan::from_toml(&text.replace("version = 1", "version = 9")).is_err());
+        assert!(Plan::from_toml("nonsense").is_err());
+        assert_eq!(plan.to_tensor_type_file().lines().next().unwrap(), "^a\\.weight$=q4_K");
+        assert!((plan.gap() - 0.008).abs() < 1e-12);
+    }
+}
