@@ -233,3 +233,44 @@ fn wrong_counts_are_refused() {
             .contains("m-00002-of-00002.gguf")
     );
 }
+
+#[test]
+fn shards_equal_those_of_llama_gguf_split() {
+    let Some(bin) = std::env::var_os("MOQA_LLAMA_BIN") else {
+        println!("skipped: MOQA_LLAMA_BIN does not name a directory with llama-gguf-split");
+        return;
+    };
+    let dir = TempDir::new().unwrap();
+    // Of a million bytes each, the smallest limit the tool takes.
+    let specs: Vec<_> = (0..5)
+        .map(|i| TensorSpec {
+            name: format!("blk.{i}.weight"),
+            dims: Shape::new(&[1000, 450 + i]).unwrap(),
+            ty: GgmlType::I8,
+        })
+        .collect();
+    let whole = GgufLayout::new(&metadata(), specs.clone(), 3).unwrap();
+    let input = dir.path().join("in.gguf");
+    let mut w = GgufWriter::new(fs::File::create(&input).unwrap(), &whole).unwrap();
+    for t in whole.tensors() {
+        w.write_tensor(&t.spec.name, &data(&t.spec.name, t.n_bytes))
+            .unwrap();
+    }
+    w.finish().unwrap();
+    let output = std::process::Command::new(Path::new(&bin).join("llama-gguf-split"))
+        .args(["--split", "--split-max-size", "1M"])
+        .args([&input, &dir.path().join("theirs")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let layouts = GgufLayout::split(&metadata(), specs, 3, 1_000_000).unwrap();
+    assert_eq!(layouts.len(), 3);
+    for (i, ours) in write_shards(dir.path(), &layouts).iter().enumerate() {
+        let theirs = shard_path(&dir.path().join("theirs"), i, layouts.len());
+        assert!(
+            fs::read(ours).unwrap() == fs::read(theirs).unwrap(),
+            "shard {i}"
+        );
+    }
+}

@@ -1,4 +1,8 @@
 //! Any bytes give a model or an error; a model can be read in full and written back the same.
+//!
+//! Run it with a real header among the seeds, and with the bounds that the reader promises:
+//! `cargo +nightly fuzz run gguf_reader fuzz/corpus/gguf_reader tests -- -max_len=16384 -timeout=2
+//! -malloc_limit_mb=256`
 
 #![no_main]
 
