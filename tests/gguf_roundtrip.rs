@@ -245,7 +245,7 @@ fn the_writer_insists_on_order_and_completeness() {
     let whole = write(&layout, &[vec![1; 40], vec![], vec![2; 3]]);
     for chunk in [1, 7, 40] {
         let mut w = start();
-        for piece in vec![1; 40].chunks(chunk) {
+        for piece in [1; 40].chunks(chunk) {
             assert_eq!(w.current().unwrap().spec.name, "a");
             w.write_tensor_bytes(piece).unwrap();
         }

@@ -245,12 +245,13 @@ impl<'a> Cursor<'a> {
 
     /// `n` strings. Measured in a first pass, so that they are allocated exactly once.
     fn strings(&mut self, n: usize) -> Result<GStringArray, GgufError> {
+        self.charge(8 * n as u64)?;
         let start = self.pos;
         let mut total = 0u64;
         for _ in 0..n {
             total += self.string_bytes()?.len() as u64;
         }
-        self.charge(total.saturating_add(8 * n as u64))?;
+        self.charge(total)?;
         self.pos = start;
         let mut strings = GStringArray::with_capacity(n, total as usize);
         for _ in 0..n {
