@@ -92,7 +92,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     }
 
     let types: BTreeMap<String, GgmlType> = plan.types();
-    let analysis_digest = analysis::digest(&analysis);
+    let analysis_digest = analysis::digest(&analysis)?;
     let records = steps::records(&source, &steps::plan_digest(&types), &analysis_digest);
     let metadata = output_metadata(&source.gguf, &types, &records);
     let unreached = if args.unreached_ones { Unreached::Ones } else { Unreached::Pooled };

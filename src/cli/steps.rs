@@ -198,7 +198,7 @@ pub(super) fn plan(source: &Source, analysis: &Analysis, budget: &BudgetArgs, gl
     let choices = PlanInputs::choices(&source.gguf, &source.view, &importance, &candidates);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(global.n_threads()).build()?;
     let errors = measure_errors(&source.gguf, &choices, analysis, &importance, ERROR_SAMPLE, &pool, &progress)?;
-    let analysis_digest = analysis::digest(analysis);
+    let analysis_digest = analysis::digest(analysis)?;
     let blank = plan_digest(&BTreeMap::new());
     let inputs = PlanInputs {
         source: &source.gguf,

@@ -83,7 +83,8 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
     let smallest: BTreeMap<String, GgmlType> = choices
         .iter()
         .filter_map(|(t, types)| {
-            let ty = types.iter().min_by_key(|ty| ty.row_bytes(t.ne(0)))?;
+            let n_in = TensorInfo::ne(t, 0);
+            let ty = types.iter().min_by_key(|ty| ty.row_bytes(n_in))?;
             Some((t.name.clone(), *ty))
         })
         .collect();
@@ -141,7 +142,7 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         .map(|(((tensor, types), item), &pick)| TensorChoice {
             name: tensor.name.clone(),
             ty: types[pick],
-            bytes: types[pick].row_bytes(tensor.ne(0)).unwrap_or(0) * tensor.n_rows(),
+            bytes: types[pick].row_bytes(TensorInfo::ne(tensor, 0)).unwrap_or(0) * tensor.n_rows(),
             error: inputs.errors.get(&tensor.name, types[pick]).unwrap_or(0.0),
             cost: item[pick].cost,
         })

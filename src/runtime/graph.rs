@@ -13,6 +13,11 @@ pub struct Node<'a> {
     tensor: &'a sys::ggml_tensor,
 }
 
+// SAFETY: a node is only read, and nothing writes it or its data during the callback it lives in.
+unsafe impl Sync for Node<'_> {}
+// SAFETY: as above; the lifetime keeps it inside the callback.
+unsafe impl Send for Node<'_> {}
+
 impl<'a> Node<'a> {
     /// The name llama.cpp gave the node, `ffn_moe_topk-3` say; for a weight its name in the file.
     pub fn name(&self) -> &'a str {
