@@ -1,0 +1,315 @@
+//! The `.moqa` file: an analysis kept for later, lossless.
+//!
+//! It is a GGUF container with `general.type` = "moqa-analysis". Statistics of weights are the tensors
+//! `NAME.in_sum2` [n_in, n_mat] and `NAME.in_sum` in F32 and `NAME.counts` [1, n_counts] in F64; those of
+//! routers are `moqa.router.N.{counts,gate_mass,gate_mass_sq}` [n_expert] in F64 with the keys
+//! `moqa.router.N.{tokens,n_used}`; measured effects are the parallel arrays `moqa.probes.{tensor,type,kld}`.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::imatrix;
+use super::sensitivity::Probe;
+use super::stats::{Analysis, RouterStats};
+use crate::gguf::{
+    Array, DEFAULT_VERSION, GStringArray, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape,
+    TensorSpec, Value,
+};
+use crate::output::AtomicFile;
+
+/// The value of `general.type`.
+const TYPE: &str = "moqa-analysis";
+/// The version this program writes and reads.
+const VERSION: u32 = 1;
+/// Names that begin so are not those of weights.
+pub(super) const RESERVED: &str = "moqa.";
+
+const KEY_TYPE: &str = "general.type";
+const KEY_VERSION: &str = "moqa.analysis.version";
+const KEY_ARCHITECTURE: &str = "moqa.origin.architecture";
+const KEY_DIGEST: &str = "moqa.origin.model_digest";
+const KEY_DATASETS: &str = "moqa.origin.datasets";
+const KEY_N_CTX: &str = "moqa.origin.n_ctx";
+const KEY_N_CHUNKS: &str = "moqa.origin.n_chunks";
+const KEY_ROUTERS: &str = "moqa.routers";
+const KEY_PROBE_TENSOR: &str = "moqa.probes.tensor";
+const KEY_PROBE_TYPE: &str = "moqa.probes.type";
+const KEY_PROBE_KLD: &str = "moqa.probes.kld";
+
+/// Saves an analysis. The file appears only once it is complete; equal analyses give equal files.
+///
+/// # Errors
+/// The analysis is not valid, a tensor's name is longer than 55 bytes, or the file cannot be written.
+pub fn save(path: impl AsRef<Path>, analysis: &Analysis) -> Result<()> {
+    write_file(path.as_ref(), |out| serialize(out, analysis))
+}
+
+/// Loads an analysis from a `.moqa` file or from an imatrix file of either form (see [`imatrix::read`]).
+///
+/// # Errors
+/// The file cannot be read, is of another kind or a newer version, or contradicts itself; names the file.
+pub fn load(path: impl AsRef<Path>) -> Result<Analysis> {
+    let path = path.as_ref();
+    if !imatrix::is_gguf(path)? {
+        return imatrix::read(path);
+    }
+    let gguf = Gguf::open(path)?;
+    if gguf.metadata.get_str(KEY_TYPE) == Some(TYPE) {
+        parse(&gguf).with_context(|| path.display().to_string())
+    } else {
+        imatrix::from_gguf(&gguf)
+    }
+}
+
+/// `blake3:` and the hexadecimal digest of the bytes that [`save`] would write.
+///
+/// # Errors
+/// The analysis cannot be saved.
+pub fn digest(analysis: &Analysis) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    serialize(&mut hasher, analysis)?;
+    Ok(format!("blake3:{}", hasher.finalize().to_hex()))
+}
+
+/// Writes a file so that it appears under its name only once it is complete.
+pub(super) fn write_file(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    content(&mut file).with_context(|| format!("{}: cannot write the file", path.display()))?;
+    file.commit()
+}
+
+fn router_name(layer: usize, what: &str) -> String {
+    format!("moqa.router.{layer}.{what}")
+}
+
+fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
+    check(analysis)?;
+    let strings = |items: &mut dyn Iterator<Item = &str>| -> Value {
+        Value::Array(Array::Str(
+            items.map(str::as_bytes).collect::<GStringArray>(),
+        ))
+    };
+    let origin = &analysis.origin;
+    let mut meta = Metadata::new();
+    meta.set(KEY_TYPE, TYPE);
+    meta.set(KEY_VERSION, VERSION);
+    meta.set(KEY_ARCHITECTURE, origin.architecture.as_str());
+    meta.set(KEY_DIGEST, origin.model_digest.as_str());
+    meta.set(
+        KEY_DATASETS,
+        strings(&mut origin.datasets.iter().map(String::as_str)),
+    );
+    meta.set(KEY_N_CTX, origin.n_ctx as u64);
+    meta.set(KEY_N_CHUNKS, origin.n_chunks as u64);
+    let layers = analysis.routers.keys().map(|l| *l as u64).collect();
+    meta.set(KEY_ROUTERS, Value::Array(Array::U64(layers)));
+    for (layer, r) in &analysis.routers {
+        meta.set(router_name(*layer, "tokens"), r.tokens);
+        meta.set(router_name(*layer, "n_used"), r.n_used as u64);
+    }
+    let probes = &analysis.probes;
+    meta.set(
+        KEY_PROBE_TENSOR,
+        strings(&mut probes.iter().map(|p| p.tensor.as_str())),
+    );
+    meta.set(
+        KEY_PROBE_TYPE,
+        strings(&mut probes.iter().map(|p| p.ty.name())),
+    );
+    meta.set(
+        KEY_PROBE_KLD,
+        Value::Array(Array::F64(probes.iter().map(|p| p.kld).collect())),
+    );
+
+    let mut specs = Vec::new();
+    for (name, w) in &analysis.weights {
+        imatrix::push_specs(&mut specs, name, w, w.n_in, w.n_mat(), GgmlType::F64)?;
+    }
+    for (layer, r) in &analysis.routers {
+        for (what, values) in router_parts(r) {
+            let dims =
+                Shape::new(&[values.len() as u64]).context("one dimension is always possible")?;
+            specs.push(TensorSpec {
+                name: router_name(*layer, what),
+                dims,
+                ty: GgmlType::F64,
+            });
+        }
+    }
+    let layout = GgufLayout::new(&meta, specs, DEFAULT_VERSION)?;
+    let mut writer = GgufWriter::new(out, &layout)?;
+    for (name, w) in &analysis.weights {
+        imatrix::write_weight(&mut writer, name, w, &f64_bytes(&w.counts))?;
+    }
+    for (layer, r) in &analysis.routers {
+        for (what, values) in router_parts(r) {
+            writer.write_tensor(&router_name(*layer, what), &f64_bytes(values))?;
+        }
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+fn router_parts(r: &RouterStats) -> [(&'static str, &Vec<f64>); 3] {
+    [
+        ("counts", &r.counts),
+        ("gate_mass", &r.gate_mass),
+        ("gate_mass_sq", &r.gate_mass_sq),
+    ]
+}
+
+fn f64_bytes(values: &[f64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// What holds of every analysis that is saved or loaded.
+fn check(analysis: &Analysis) -> Result<()> {
+    for (name, w) in &analysis.weights {
+        ensure!(
+            !name.is_empty() && !name.starts_with(RESERVED),
+            "a tensor named '{name}' cannot be kept in an analysis"
+        );
+        imatrix::check_weight(name, w)?;
+    }
+    for (layer, r) in &analysis.routers {
+        let n = r.counts.len();
+        ensure!(
+            n > 0 && r.n_used <= n && r.gate_mass.len() == n && r.gate_mass_sq.len() == n,
+            "router of layer {layer}: {n} counts, {} and {} gate weights, {} experts used",
+            r.gate_mass.len(),
+            r.gate_mass_sq.len(),
+            r.n_used
+        );
+        let sane = |v: &f64| v.is_finite() && *v >= 0.0;
+        ensure!(
+            sane(&r.tokens) && r.counts.iter().all(sane) && r.gate_mass_sq.iter().all(sane),
+            "router of layer {layer}: a value is negative or not finite"
+        );
+        // Gate weights of a model may be negative; infinite they cannot be.
+        ensure!(
+            r.gate_mass.iter().all(|v| v.is_finite()),
+            "router of layer {layer}: a value is not finite"
+        );
+    }
+    for p in &analysis.probes {
+        ensure!(
+            p.kld.is_finite(),
+            "measured effect of {} as {}: {} is not finite",
+            p.tensor,
+            p.ty,
+            p.kld
+        );
+    }
+    Ok(())
+}
+
+fn parse(gguf: &Gguf) -> Result<Analysis> {
+    const ADVICE: &str = "the file is damaged, analyze the model again";
+    let meta = &gguf.metadata;
+    match meta.get(KEY_VERSION) {
+        Some(Value::U32(VERSION)) => {}
+        Some(Value::U32(v)) => bail!(
+            "key {KEY_VERSION} is {v}, this program reads {VERSION}; update moqa or analyze the model again"
+        ),
+        _ => bail!("key {KEY_VERSION} is missing or not a u32; {ADVICE}"),
+    }
+    let wrong = |key: &str| format!("key {key} is missing or of the wrong type; {ADVICE}");
+    let size = |key: &str| -> Result<usize> {
+        let n = meta.get_u64(key).and_then(|n| usize::try_from(n).ok());
+        n.with_context(|| wrong(key))
+    };
+    let text = |key: &str| meta.get_str(key).with_context(|| wrong(key));
+    let texts = |key: &str| -> Result<Vec<&str>> {
+        let array = meta
+            .get_array(key)
+            .and_then(Array::as_strings)
+            .with_context(|| wrong(key))?;
+        array
+            .iter()
+            .map(|s| std::str::from_utf8(s).ok().with_context(|| wrong(key)))
+            .collect()
+    };
+
+    let mut analysis = Analysis::default();
+    analysis.origin.architecture = text(KEY_ARCHITECTURE)?.to_owned();
+    analysis.origin.model_digest = text(KEY_DIGEST)?.to_owned();
+    analysis.origin.datasets = texts(KEY_DATASETS)?
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    analysis.origin.n_ctx = size(KEY_N_CTX)?;
+    analysis.origin.n_chunks = size(KEY_N_CHUNKS)?;
+    analysis.weights = imatrix::gguf_weights(gguf, GgmlType::F64)?;
+
+    let Some(Array::U64(layers)) = meta.get_array(KEY_ROUTERS) else {
+        bail!(wrong(KEY_ROUTERS))
+    };
+    for layer in layers {
+        let layer = usize::try_from(*layer)
+            .ok()
+            .with_context(|| wrong(KEY_ROUTERS))?;
+        let values = |what: &str| -> Result<Vec<f64>> {
+            let name = router_name(layer, what);
+            let tensor = gguf
+                .tensor(&name)
+                .with_context(|| format!("tensor {name} is missing; {ADVICE}"))?;
+            imatrix::read_f64(gguf, tensor)
+        };
+        let tokens_key = router_name(layer, "tokens");
+        let Some(&Value::F64(tokens)) = meta.get(&tokens_key) else {
+            bail!(wrong(&tokens_key))
+        };
+        let router = RouterStats {
+            n_used: size(&router_name(layer, "n_used"))?,
+            tokens,
+            counts: values("counts")?,
+            gate_mass: values("gate_mass")?,
+            gate_mass_sq: values("gate_mass_sq")?,
+        };
+        ensure!(
+            analysis.routers.insert(layer, router).is_none(),
+            "key {KEY_ROUTERS} names layer {layer} twice; {ADVICE}"
+        );
+    }
+
+    let (tensors, types) = (texts(KEY_PROBE_TENSOR)?, texts(KEY_PROBE_TYPE)?);
+    let Some(Array::F64(klds)) = meta.get_array(KEY_PROBE_KLD) else {
+        bail!(wrong(KEY_PROBE_KLD))
+    };
+    ensure!(
+        tensors.len() == types.len() && tensors.len() == klds.len(),
+        "keys {KEY_PROBE_TENSOR}, {KEY_PROBE_TYPE} and {KEY_PROBE_KLD} have {}, {} and {} elements; {ADVICE}",
+        tensors.len(),
+        types.len(),
+        klds.len()
+    );
+    for ((tensor, ty), kld) in tensors.into_iter().zip(types).zip(klds) {
+        let ty: GgmlType = ty
+            .parse()
+            .with_context(|| format!("key {KEY_PROBE_TYPE}; {ADVICE}"))?;
+        analysis.probes.push(Probe {
+            tensor: tensor.to_owned(),
+            ty,
+            kld: *kld,
+        });
+    }
+
+    let expected: usize = analysis
+        .weights
+        .values()
+        .map(|w| 2 + usize::from(!w.sum.is_empty()))
+        .sum::<usize>()
+        + 3 * analysis.routers.len();
+    ensure!(
+        expected == gguf.tensors.len(),
+        "{} tensors, of which {expected} belong to an analysis; {ADVICE}",
+        gguf.tensors.len()
+    );
+    check(&analysis).context(ADVICE)?;
+    Ok(analysis)
+}
