@@ -24,11 +24,22 @@ pub fn can_encode(ty: GgmlType) -> bool {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => true,
         GgmlType::Q8_1 | GgmlType::Q8_K => false,
         // SAFETY: the traits table has an entry for each valid type id.
-        _ => ty.is_quantized() && unsafe { (*sys::ggml_get_type_traits(ty.id())).from_float_ref.is_some() }
-            || matches!(
-                ty,
-                GgmlType::IQ1_S | GgmlType::IQ1_M | GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ2_S
-            ),
+        _ => {
+            ty.is_quantized()
+                && unsafe {
+                    (*sys::ggml_get_type_traits(ty.id()))
+                        .from_float_ref
+                        .is_some()
+                }
+                || matches!(
+                    ty,
+                    GgmlType::IQ1_S
+                        | GgmlType::IQ1_M
+                        | GgmlType::IQ2_XXS
+                        | GgmlType::IQ2_XS
+                        | GgmlType::IQ2_S
+                )
+        }
     }
 }
 
@@ -37,7 +48,9 @@ pub fn can_decode(ty: GgmlType) -> bool {
     match ty {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => true,
         // SAFETY: the traits table has an entry for each valid type id.
-        _ => ty.is_quantized() && unsafe { (*sys::ggml_get_type_traits(ty.id())).to_float.is_some() },
+        _ => {
+            ty.is_quantized() && unsafe { (*sys::ggml_get_type_traits(ty.id())).to_float.is_some() }
+        }
     }
 }
 
@@ -48,7 +61,12 @@ pub fn can_decode(ty: GgmlType) -> bool {
 pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     crate::runtime::init();
     let expected = ty.row_bytes(out.len() as u64);
-    ensure!(expected == Some(bytes.len() as u64), "{} bytes do not hold {} values of type {ty}", bytes.len(), out.len());
+    ensure!(
+        expected == Some(bytes.len() as u64),
+        "{} bytes do not hold {} values of type {ty}",
+        bytes.len(),
+        out.len()
+    );
     match ty {
         GgmlType::F32 => {
             for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
@@ -67,7 +85,11 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
             // SAFETY: source and destination hold exactly out.len() values, a whole number of blocks.
             unsafe {
                 if ty == GgmlType::F16 {
-                    sys::ggml_fp16_to_fp32_row(src.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64);
+                    sys::ggml_fp16_to_fp32_row(
+                        src.as_ptr().cast(),
+                        out.as_mut_ptr(),
+                        out.len() as i64,
+                    );
                 } else if let Some(f) = (*sys::ggml_get_type_traits(ty.id())).to_float {
                     f(src.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64);
                 }
@@ -83,14 +105,35 @@ pub fn decode(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
 /// # Errors
 /// A value is not finite or too large, the type needs importance data and there is none, lengths do not
 /// match, or ggml's result is not valid.
-pub fn encode(ty: GgmlType, rows: &[f32], n_per_row: usize, importance: Option<&[f32]>, out: &mut [u8]) -> Result<()> {
+pub fn encode(
+    ty: GgmlType,
+    rows: &[f32],
+    n_per_row: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) -> Result<()> {
     crate::runtime::init();
-    ensure!(n_per_row > 0 && rows.len().is_multiple_of(n_per_row), "rows of {n_per_row} values do not fill {} values", rows.len());
+    ensure!(
+        n_per_row > 0 && rows.len().is_multiple_of(n_per_row),
+        "rows of {n_per_row} values do not fill {} values",
+        rows.len()
+    );
     let n_rows = rows.len() / n_per_row;
     let row_bytes = ty.row_bytes(n_per_row as u64).unwrap_or(0) as usize;
-    ensure!(row_bytes > 0, "rows of {n_per_row} values cannot be stored as {ty}, whose blocks hold {}", ty.block_elems());
-    ensure!(row_bytes * n_rows == out.len(), "{} bytes do not hold {n_rows} rows of {ty}", out.len());
-    if let Some(at) = rows.iter().position(|v| !(v.abs() <= MAX_MAGNITUDE)) {
+    ensure!(
+        row_bytes > 0,
+        "rows of {n_per_row} values cannot be stored as {ty}, whose blocks hold {}",
+        ty.block_elems()
+    );
+    ensure!(
+        row_bytes * n_rows == out.len(),
+        "{} bytes do not hold {n_rows} rows of {ty}",
+        out.len()
+    );
+    if let Some(at) = rows
+        .iter()
+        .position(|v| v.is_nan() || v.abs() > MAX_MAGNITUDE)
+    {
         bail!(
             "row {}, column {}: the weight {} cannot be quantized; the source is damaged or overflowed",
             at / n_per_row,
@@ -115,10 +158,19 @@ pub fn encode(ty: GgmlType, rows: &[f32], n_per_row: usize, importance: Option<&
     }
     ensure!(can_encode(ty), "ggml has no quantizer for type {ty}");
     if let Some(imp) = importance {
-        ensure!(imp.len() == n_per_row, "importance data of {} channels for rows of {n_per_row}", imp.len());
-        ensure!(imp.iter().all(|v| v.is_finite() && *v >= 0.0), "importance data is not finite or negative");
+        ensure!(
+            imp.len() == n_per_row,
+            "importance data of {} channels for rows of {n_per_row}",
+            imp.len()
+        );
+        ensure!(
+            imp.iter().all(|v| v.is_finite() && *v >= 0.0),
+            "importance data is not finite or negative"
+        );
     } else if requires_importance(ty) {
-        bail!("type {ty} needs importance data, and there is none for this tensor; analyse more text or choose another type");
+        bail!(
+            "type {ty} needs importance data, and there is none for this tensor; analyse more text or choose another type"
+        );
     }
     // SAFETY: the buffers hold n_rows rows of source and result, importance one row; values are finite; the
     // quantizer's tables are set up by ggml_quantize_chunk itself under a lock.
@@ -132,10 +184,20 @@ pub fn encode(ty: GgmlType, rows: &[f32], n_per_row: usize, importance: Option<&
             n_per_row as i64,
             importance.map_or(std::ptr::null(), |i| i.as_ptr()),
         );
-        (n, sys::ggml_validate_row_data(ty.id(), out.as_ptr().cast(), out.len()))
+        (
+            n,
+            sys::ggml_validate_row_data(ty.id(), out.as_ptr().cast(), out.len()),
+        )
     };
-    ensure!(written == out.len(), "ggml wrote {written} bytes of {ty} instead of {}", out.len());
-    ensure!(valid, "ggml's {ty} of these rows is not valid (scales overflow); keep this tensor in a wider type");
+    ensure!(
+        written == out.len(),
+        "ggml wrote {written} bytes of {ty} instead of {}",
+        out.len()
+    );
+    ensure!(
+        valid,
+        "ggml's {ty} of these rows is not valid (scales overflow); keep this tensor in a wider type"
+    );
     Ok(())
 }
 

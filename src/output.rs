@@ -24,8 +24,8 @@ fn live() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
 /// The operating system refuses the handler.
 pub fn remove_temporaries_on_interrupt() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot catch interrupts")?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .context("cannot catch interrupts")?;
     std::thread::Builder::new()
         .name("interrupt".into())
         .spawn(move || {
@@ -33,7 +33,10 @@ pub fn remove_temporaries_on_interrupt() -> Result<()> {
                 for path in live().iter() {
                     let _ = fs::remove_file(path);
                 }
-                let _ = writeln!(io::stderr(), "\nmoqa: interrupted; no unfinished file is left");
+                let _ = writeln!(
+                    io::stderr(),
+                    "\nmoqa: interrupted; no unfinished file is left"
+                );
                 // SAFETY: ends the process without running destructors of threads that still compute.
                 unsafe { libc::_exit(130) };
             }
@@ -56,8 +59,16 @@ impl AtomicFile {
     /// The target is a folder or another special file, is write-protected, or its folder cannot be written.
     pub fn create(target: &Path) -> Result<Self> {
         if let Ok(meta) = fs::metadata(target) {
-            ensure!(!meta.is_dir(), "{}: is a folder; name a file to write", target.display());
-            ensure!(meta.is_file(), "{}: is not a regular file and will not be replaced", target.display());
+            ensure!(
+                !meta.is_dir(),
+                "{}: is a folder; name a file to write",
+                target.display()
+            );
+            ensure!(
+                meta.is_file(),
+                "{}: is not a regular file and will not be replaced",
+                target.display()
+            );
             ensure!(
                 !meta.permissions().readonly(),
                 "{}: exists and is write-protected; choose another name or allow writing",
@@ -75,10 +86,20 @@ impl AtomicFile {
             .prefix(&format!(".{}.", name.to_string_lossy()))
             .suffix(".tmp")
             .tempfile_in(folder)
-            .with_context(|| format!("{}: cannot write in the folder {}", target.display(), folder.display()))?;
+            .with_context(|| {
+                format!(
+                    "{}: cannot write in the folder {}",
+                    target.display(),
+                    folder.display()
+                )
+            })?;
         live().insert(temp.path().to_owned());
         let (file, temp) = temp.into_parts();
-        Ok(Self { file: BufWriter::with_capacity(1 << 20, file), temp: Some(temp), target: target.to_owned() })
+        Ok(Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            temp: Some(temp),
+            target: target.to_owned(),
+        })
     }
 
     /// Checks that the file system has room for `bytes` more.
@@ -86,9 +107,13 @@ impl AtomicFile {
     /// # Errors
     /// It has not; says how much is missing.
     pub fn require_space(&self, bytes: u64) -> Result<()> {
-        let Some(temp) = &self.temp else { return Ok(()) };
+        let Some(temp) = &self.temp else {
+            return Ok(());
+        };
         // Where the file system does not say, the write itself will.
-        let Ok(free) = fs4::available_space(temp.parent().unwrap_or(Path::new("."))) else { return Ok(()) };
+        let Ok(free) = fs4::available_space(temp.parent().unwrap_or(Path::new("."))) else {
+            return Ok(());
+        };
         ensure!(
             free >= bytes,
             "{}: the disk has {} free and the file needs {}; free {} or write elsewhere",
@@ -108,13 +133,16 @@ impl AtomicFile {
         let describe = |target: &Path| format!("{}: cannot write", target.display());
         self.file.flush().with_context(|| describe(&self.target))?;
         let file = self.file.get_ref();
-        file.set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(|| describe(&self.target))?;
+        file.set_permissions(Permissions::from_mode(0o666 & !umask()))
+            .with_context(|| describe(&self.target))?;
         file.sync_all().with_context(|| describe(&self.target))?;
         if let Some(temp) = self.temp.take() {
             let path = temp.to_path_buf();
             let renamed = temp.persist(&self.target);
             live().remove(&path);
-            renamed.map_err(|e| e.error).with_context(|| describe(&self.target))?;
+            renamed
+                .map_err(|e| e.error)
+                .with_context(|| describe(&self.target))?;
         }
         Ok(())
     }
@@ -146,7 +174,8 @@ impl Drop for AtomicFile {
 pub fn write_file(target: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(target)?;
     file.require_space(bytes.len() as u64)?;
-    file.write_all(bytes).with_context(|| format!("{}: cannot write", target.display()))?;
+    file.write_all(bytes)
+        .with_context(|| format!("{}: cannot write", target.display()))?;
     file.commit()
 }
 
@@ -154,11 +183,19 @@ pub fn write_file(target: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// Names the file.
-pub fn refuse_overwriting<'a>(target: &Path, sources: impl IntoIterator<Item = &'a Path>) -> Result<()> {
-    let Ok(real) = target.canonicalize() else { return Ok(()) };
+pub fn refuse_overwriting<'a>(
+    target: &Path,
+    sources: impl IntoIterator<Item = &'a Path>,
+) -> Result<()> {
+    let Ok(real) = target.canonicalize() else {
+        return Ok(());
+    };
     for source in sources {
         if source.canonicalize().is_ok_and(|s| s == real) {
-            bail!("{}: is the source itself; choose another name for the output", target.display());
+            bail!(
+                "{}: is the source itself; choose another name for the output",
+                target.display()
+            );
         }
     }
     Ok(())
@@ -182,8 +219,10 @@ mod tests {
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut v: Vec<String> =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut v: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         v.sort();
         v
     }
@@ -214,7 +253,12 @@ mod tests {
         let e = AtomicFile::create(&target).err().unwrap().to_string();
         assert!(e.contains("write-protected"), "{e}");
         let free = AtomicFile::create(&dir.path().join("big")).unwrap();
-        assert!(free.require_space(u64::MAX / 2).unwrap_err().to_string().contains("free"));
+        assert!(
+            free.require_space(u64::MAX / 2)
+                .unwrap_err()
+                .to_string()
+                .contains("free")
+        );
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&target, &link).unwrap();
         assert!(refuse_overwriting(&link, [target.as_path()]).is_err());

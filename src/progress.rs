@@ -50,9 +50,17 @@ impl Progress {
     pub fn bar(&self, what: &str, total: u64, unit: &'static str) -> Bar {
         let bar = ProgressBar::with_draw_target(
             Some(total),
-            if self.mode == Mode::Bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+            if self.mode == Mode::Bars {
+                ProgressDrawTarget::stderr()
+            } else {
+                ProgressDrawTarget::hidden()
+            },
         );
-        let counts = if unit == "bytes" { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len} {unit}" };
+        let counts = if unit == "bytes" {
+            "{bytes}/{total_bytes} {bytes_per_sec}"
+        } else {
+            "{pos}/{len} {unit}"
+        };
         let style = ProgressStyle::with_template(&format!(
             "{{msg:20}} {{wide_bar}} {} {{percent:>3}}% ETA {{eta}}",
             counts.replace("{unit}", unit)
@@ -93,8 +101,14 @@ impl Bar {
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            let left = self.started.elapsed().as_secs_f64() * (total.saturating_sub(done)) as f64 / done.max(1) as f64;
-            eprintln!("{}: {} of {}, about {left:.0} s left", self.what, self.amount(done), self.amount(total));
+            let left = self.started.elapsed().as_secs_f64() * (total.saturating_sub(done)) as f64
+                / done.max(1) as f64;
+            eprintln!(
+                "{}: {} of {}, about {left:.0} s left",
+                self.what,
+                self.amount(done),
+                self.amount(total)
+            );
         }
     }
 
@@ -103,11 +117,20 @@ impl Bar {
         self.bar.finish_and_clear();
         if !self.quiet {
             let total = self.bar.length().unwrap_or(0);
-            eprintln!("{}: {} in {:.1} s", self.what, self.amount(total), self.started.elapsed().as_secs_f64());
+            eprintln!(
+                "{}: {} in {:.1} s",
+                self.what,
+                self.amount(total),
+                self.started.elapsed().as_secs_f64()
+            );
         }
     }
 
     fn amount(&self, n: u64) -> String {
-        if self.unit == "bytes" { crate::units::bytes(n) } else { format!("{n} {}", self.unit) }
+        if self.unit == "bytes" {
+            crate::units::bytes(n)
+        } else {
+            format!("{n} {}", self.unit)
+        }
     }
 }

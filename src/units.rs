@@ -9,7 +9,11 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.2} {}", UNITS[unit])
+    }
 }
 
 /// Reads `4.2GiB`, `900 MB`, `1.5G` (binary), `123456` (bytes).
@@ -18,7 +22,9 @@ pub fn bytes(n: u64) -> String {
 /// Says what a size looks like.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -30,11 +36,17 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "mb" => 1e6,
         "gb" => 1e9,
         "tb" => 1e12,
-        _ => return Err(format!("'{text}' is not a size; write 4.2GiB, 900MB or a number of bytes")),
+        _ => {
+            return Err(format!(
+                "'{text}' is not a size; write 4.2GiB, 900MB or a number of bytes"
+            ));
+        }
     };
     match number.parse::<f64>() {
         Ok(n) if n > 0.0 && n * factor >= 1.0 && n * factor < 9e18 => Ok((n * factor) as u64),
-        _ => Err(format!("'{text}' is not a size; write 4.2GiB, 900MB or a number of bytes")),
+        _ => Err(format!(
+            "'{text}' is not a size; write 4.2GiB, 900MB or a number of bytes"
+        )),
     }
 }
 

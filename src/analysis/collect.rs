@@ -24,8 +24,14 @@ pub struct CollectOptions {
 ///
 /// # Errors
 /// The model cannot be evaluated, or gives values that are not finite.
-pub fn collect(model: &Model, chunks: &[Vec<i32>], options: &CollectOptions, progress: &Progress) -> Result<Analysis> {
-    let context_options = ContextOptions::for_chunks(options.n_ctx, model.vocab().n_tokens(), options.n_threads);
+pub fn collect(
+    model: &Model,
+    chunks: &[Vec<i32>],
+    options: &CollectOptions,
+    progress: &Progress,
+) -> Result<Analysis> {
+    let context_options =
+        ContextOptions::for_chunks(options.n_ctx, model.vocab().n_tokens(), options.n_threads);
     let n_seq = context_options.n_seq;
     let mut context = Context::new(model, context_options)?;
     let mut collector = Collector::default();
@@ -52,7 +58,12 @@ struct Sums {
 
 impl Sums {
     fn new(n_in: usize, n_mat: usize, n_counts: usize) -> Self {
-        Self { n_in, counts: vec![0.0; n_counts], sum_sq: vec![0.0; n_in * n_mat], sum: vec![0.0; n_in * n_mat] }
+        Self {
+            n_in,
+            counts: vec![0.0; n_counts],
+            sum_sq: vec![0.0; n_in * n_mat],
+            sum: vec![0.0; n_in * n_mat],
+        }
     }
 }
 
@@ -76,7 +87,8 @@ fn layer_of_weight(name: &str) -> Option<usize> {
 }
 
 fn is_measured_weight(name: &str) -> bool {
-    name.ends_with(".weight") && (name.starts_with("blk.") || name == "output.weight" || name == "token_embd.weight")
+    name.ends_with(".weight")
+        && (name.starts_with("blk.") || name == "output.weight" || name == "token_embd.weight")
 }
 
 impl Observer for Collector {
@@ -110,7 +122,9 @@ impl Collector {
     /// Gate weights come as [1, n_used, n_tokens] or, normalised, as [n_used, n_tokens]; sums over the
     /// experts, [1, n_tokens], are named alike and passed over.
     fn keep_gates(&mut self, node: Node<'_>) {
-        let (Some(layer), true) = (layer_of_node(node.name()), node.is_f32()) else { return };
+        let (Some(layer), true) = (layer_of_node(node.name()), node.is_f32()) else {
+            return;
+        };
         if node.name().starts_with("ffn_moe_weights_sum") {
             return;
         }
@@ -133,11 +147,16 @@ impl Collector {
         };
         let (n_expert, [n_used, n_tokens, ..]) = (weight.ne()[2], ids.ne());
         let [n_in, n_x, x_tokens, _] = x.ne();
-        ensure!(x_tokens == n_tokens && n_x > 0, "activations of {x_tokens} tokens for ids of {n_tokens}");
+        ensure!(
+            x_tokens == n_tokens && n_x > 0,
+            "activations of {x_tokens} tokens for ids of {n_tokens}"
+        );
         // Rows of x per expert, so that experts can be summed in parallel.
         let mut routed: Vec<Vec<(usize, usize)>> = vec![Vec::new(); n_expert];
         for token in 0..n_tokens {
-            let Some(row) = ids.row_i32(token, 0, 0) else { bail!("expert ids are not readable") };
+            let Some(row) = ids.row_i32(token, 0, 0) else {
+                bail!("expert ids are not readable")
+            };
             for (slot, &id) in row.iter().enumerate() {
                 let Some(list) = usize::try_from(id).ok().and_then(|e| routed.get_mut(e)) else {
                     bail!("expert id {id} of {n_expert}");
@@ -145,9 +164,15 @@ impl Collector {
                 list.push((slot % n_x, token));
             }
         }
-        let sums =
-            self.weights.entry(weight.name().to_owned()).or_insert_with(|| Sums::new(n_in, n_expert, n_expert));
-        ensure!(sums.n_in == n_in && sums.counts.len() == n_expert, "the shape of {} changed", weight.name());
+        let sums = self
+            .weights
+            .entry(weight.name().to_owned())
+            .or_insert_with(|| Sums::new(n_in, n_expert, n_expert));
+        ensure!(
+            sums.n_in == n_in && sums.counts.len() == n_expert,
+            "the shape of {} changed",
+            weight.name()
+        );
         sums.counts
             .par_iter_mut()
             .zip(sums.sum_sq.par_chunks_mut(n_in))
@@ -155,11 +180,17 @@ impl Collector {
             .zip(&routed)
             .try_for_each(|(((count, sq), sum), rows)| {
                 for &(i1, i2) in rows {
-                    let Some(row) = x.row_f32(i1, i2, 0) else { bail!("activations are not readable") };
+                    let Some(row) = x.row_f32(i1, i2, 0) else {
+                        bail!("activations are not readable")
+                    };
                     accumulate(row, sq, sum);
                     *count += 1.0;
                 }
-                ensure!(sq.iter().all(|v| v.is_finite()), "activations of {} are not finite", weight.name());
+                ensure!(
+                    sq.iter().all(|v| v.is_finite()),
+                    "activations of {} are not finite",
+                    weight.name()
+                );
                 Ok(())
             })?;
         self.add_router(&weight, &routed, n_used, n_tokens, ids);
@@ -175,15 +206,22 @@ impl Collector {
         n_tokens: usize,
         ids: Node<'_>,
     ) {
-        let Some(layer) = layer_of_weight(weight.name()) else { return };
+        let Some(layer) = layer_of_weight(weight.name()) else {
+            return;
+        };
         if !(weight.name().contains("ffn_gate") || weight.name().contains("ffn_up")) {
             return;
         }
-        let Some((gate_layer, gates)) = &self.gates else { return };
+        let Some((gate_layer, gates)) = &self.gates else {
+            return;
+        };
         if *gate_layer != layer || gates.len() != n_used * n_tokens {
             return;
         }
-        let router = self.routers.entry(layer).or_insert_with(|| RouterStats::new(routed.len(), n_used));
+        let router = self
+            .routers
+            .entry(layer)
+            .or_insert_with(|| RouterStats::new(routed.len(), n_used));
         for token in 0..n_tokens {
             for (slot, &id) in ids.row_i32(token, 0, 0).into_iter().flatten().enumerate() {
                 let gate = f64::from(gates[token * n_used + slot]);
@@ -199,37 +237,61 @@ impl Collector {
     }
 
     fn add_dense(&mut self, node: Node<'_>) -> Result<()> {
-        let (Some(weight), Some(x)) = (node.src(0), node.src(1)) else { bail!("a source is missing") };
+        let (Some(weight), Some(x)) = (node.src(0), node.src(1)) else {
+            bail!("a source is missing")
+        };
         let [n_in, rows, x2, x3] = x.ne();
         let [_, _, w2, w3] = weight.ne();
         let n_mat = w2 * w3;
-        let sums = self.weights.entry(weight.name().to_owned()).or_insert_with(|| Sums::new(n_in, n_mat, 1));
-        ensure!(sums.n_in == n_in && sums.sum_sq.len() == n_in * n_mat, "the shape of {} changed", weight.name());
+        let sums = self
+            .weights
+            .entry(weight.name().to_owned())
+            .or_insert_with(|| Sums::new(n_in, n_mat, 1));
+        ensure!(
+            sums.n_in == n_in && sums.sum_sq.len() == n_in * n_mat,
+            "the shape of {} changed",
+            weight.name()
+        );
         for i3 in 0..x3 {
             for i2 in 0..x2 {
                 let mat = (i3 % w3) * w2 + i2 % w2;
                 let sq = &mut sums.sum_sq[mat * n_in..(mat + 1) * n_in];
                 let sum = &mut sums.sum[mat * n_in..(mat + 1) * n_in];
                 for i1 in 0..rows {
-                    let Some(row) = x.row_f32(i1, i2, i3) else { bail!("activations are not readable") };
+                    let Some(row) = x.row_f32(i1, i2, i3) else {
+                        bail!("activations are not readable")
+                    };
                     accumulate(row, sq, sum);
                 }
             }
         }
-        ensure!(sums.sum_sq.iter().all(|v| v.is_finite()), "activations of {} are not finite", weight.name());
+        ensure!(
+            sums.sum_sq.iter().all(|v| v.is_finite()),
+            "activations of {} are not finite",
+            weight.name()
+        );
         sums.counts[0] += (rows * x2 * x3) as f64 / n_mat as f64;
         Ok(())
     }
 
     fn finish(self, n_chunks: usize, n_ctx: usize) -> Result<Analysis> {
-        let mut analysis = Analysis { routers: self.routers, ..Analysis::default() };
+        let mut analysis = Analysis {
+            routers: self.routers,
+            ..Analysis::default()
+        };
         analysis.origin.n_chunks = n_chunks;
         analysis.origin.n_ctx = n_ctx;
         for (name, s) in self.weights {
             let narrow = |v: Vec<f64>| v.into_iter().map(|x| x as f32).collect::<Vec<f32>>();
-            let stats =
-                WeightStats { n_in: s.n_in, counts: s.counts, sum_sq: narrow(s.sum_sq), sum: narrow(s.sum) };
-            stats.check().map_err(|e| e.context(format!("tensor {name}")))?;
+            let stats = WeightStats {
+                n_in: s.n_in,
+                counts: s.counts,
+                sum_sq: narrow(s.sum_sq),
+                sum: narrow(s.sum),
+            };
+            stats
+                .check()
+                .map_err(|e| e.context(format!("tensor {name}")))?;
             analysis.weights.insert(name, stats);
         }
         Ok(analysis)

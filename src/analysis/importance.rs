@@ -47,7 +47,10 @@ impl Importance {
 
     /// As libllama's quantize function takes it.
     pub fn to_llama(&self) -> BTreeMap<String, Vec<f32>> {
-        self.tensors.iter().map(|(k, v)| (k.clone(), v.1.clone())).collect()
+        self.tensors
+            .iter()
+            .map(|(k, v)| (k.clone(), v.1.clone()))
+            .collect()
     }
 }
 
@@ -58,7 +61,11 @@ fn channel_means(stats: &WeightStats, unreached: Unreached) -> Vec<f32> {
     let pooled: Vec<f32> = (0..n)
         .map(|i| {
             let sum: f64 = (0..n_mat).map(|m| f64::from(stats.sum_sq[m * n + i])).sum();
-            if total > 0.0 { (sum / total) as f32 } else { 1.0 }
+            if total > 0.0 {
+                (sum / total) as f32
+            } else {
+                1.0
+            }
         })
         .collect();
     for (m, dst) in out.chunks_exact_mut(n).enumerate() {

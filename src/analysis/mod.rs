@@ -9,9 +9,9 @@ mod stats;
 mod store;
 mod text;
 
-pub use importance::{Importance, Unreached};
 pub use collect::{CollectOptions, collect};
+pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
-pub use store::{digest, load, save};
 pub use stats::{Analysis, Origin, RouterStats, WeightStats};
+pub use store::{digest, load, save};
 pub use text::{Corpus, chunk_tokens};

@@ -48,8 +48,11 @@ pub fn measure(
     options: &SensitivityOptions,
     progress: &Progress,
 ) -> Result<Vec<Probe>> {
-    let Some(len) = chunks.first().map(Vec::len) else { return Ok(Vec::new()) };
-    let mut context_options = ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
+    let Some(len) = chunks.first().map(Vec::len) else {
+        return Ok(Vec::new());
+    };
+    let mut context_options =
+        ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
     context_options.n_seq = context_options.n_seq.min(chunks.len());
     let mut bench = Bench {
         chunks,
@@ -65,14 +68,20 @@ pub fn measure(
     let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
     let mut probes = Vec::new();
     for (name, ty) in wanted {
-        let tensor = source.tensor(name).with_context(|| format!("tensor {name}: not in the model"))?;
+        let tensor = source
+            .tensor(name)
+            .with_context(|| format!("tensor {name}: not in the model"))?;
         if handles.contains(name) && can_quantize(tensor, *ty, importance) {
             let bytes = quantize_whole(source, tensor, *ty, importance, options.n_threads)
                 .with_context(|| format!("{}: tensor {name}", source.paths()[0].display()))?;
             handles.replace(name, *ty, bytes)?;
             let kld = bench.divergence();
             handles.restore(name);
-            probes.push(Probe { tensor: name.clone(), ty: *ty, kld: kld? });
+            probes.push(Probe {
+                tensor: name.clone(),
+                ty: *ty,
+                kld: kld?,
+            });
         }
         bar.inc(1);
     }
@@ -94,7 +103,11 @@ impl Bench<'_, '_> {
         let mut all = Vec::new();
         let n_vocab = self.n_vocab;
         self.for_each_group(|logits, _| {
-            all.extend(logits.chunks_exact(n_vocab).map(|row| TopK::new(row, KEPT_TOKENS)));
+            all.extend(
+                logits
+                    .chunks_exact(n_vocab)
+                    .map(|row| TopK::new(row, KEPT_TOKENS)),
+            );
         })?;
         Ok(all)
     }
@@ -135,7 +148,10 @@ impl Bench<'_, '_> {
 
 fn can_quantize(tensor: &TensorInfo, ty: GgmlType, importance: &Importance) -> bool {
     ty.row_bytes(tensor.ne(0)).is_some()
-        && (!ggml::requires_importance(ty) || importance.of(&tensor.name, 0, tensor.ne(0) as usize).is_some())
+        && (!ggml::requires_importance(ty)
+            || importance
+                .of(&tensor.name, 0, tensor.ne(0) as usize)
+                .is_some())
 }
 
 /// The whole tensor in type `ty`.
@@ -151,7 +167,9 @@ fn quantize_whole(
 ) -> Result<AlignedBytes> {
     let n_in = tensor.ne(0) as usize;
     let rows_per_matrix = tensor.ne(1) as usize;
-    let row_bytes = ty.row_bytes(n_in as u64).context("rows do not hold whole blocks")? as usize;
+    let row_bytes = ty
+        .row_bytes(n_in as u64)
+        .context("rows do not hold whole blocks")? as usize;
     let src = source.data(tensor);
     let src_row = src.len() / tensor.n_rows().max(1) as usize;
     let mut out = AlignedBytes::zeroed(row_bytes * tensor.n_rows() as usize);
@@ -167,7 +185,11 @@ fn quantize_whole(
     blocks.into_par_iter().try_for_each(|(first_row, dst)| {
         let n_rows = dst.len() / row_bytes;
         let mut values = vec![0f32; n_rows * n_in];
-        ggml::decode(tensor.ty, &src[first_row * src_row..(first_row + n_rows) * src_row], &mut values)?;
+        ggml::decode(
+            tensor.ty,
+            &src[first_row * src_row..(first_row + n_rows) * src_row],
+            &mut values,
+        )?;
         let imp = importance.of(&tensor.name, first_row / rows_per_matrix, n_in);
         ggml::encode(ty, &values, n_in, imp, dst).with_context(|| format!("from row {first_row}"))
     })?;

@@ -44,7 +44,11 @@ impl WeightStats {
 
     /// Tokens that reached matrix `mat`.
     pub fn count(&self, mat: usize) -> f64 {
-        if self.counts.len() == 1 { self.counts[0] } else { self.counts[mat] }
+        if self.counts.len() == 1 {
+            self.counts[0]
+        } else {
+            self.counts[mat]
+        }
     }
 
     /// Checks that lengths agree and that values are finite and not negative where they cannot be.
@@ -53,14 +57,22 @@ impl WeightStats {
     /// Says what does not agree.
     pub fn check(&self) -> Result<()> {
         ensure!(self.n_in > 0, "no input channels");
-        ensure!(self.sum_sq.len().is_multiple_of(self.n_in), "{} sums do not fill rows of {}", self.sum_sq.len(), self.n_in);
+        ensure!(
+            self.sum_sq.len().is_multiple_of(self.n_in),
+            "{} sums do not fill rows of {}",
+            self.sum_sq.len(),
+            self.n_in
+        );
         ensure!(
             self.counts.len() == 1 || self.counts.len() == self.n_mat(),
             "{} counts for {} matrices",
             self.counts.len(),
             self.n_mat()
         );
-        ensure!(self.sum.is_empty() || self.sum.len() == self.sum_sq.len(), "sums and squared sums differ in number");
+        ensure!(
+            self.sum.is_empty() || self.sum.len() == self.sum_sq.len(),
+            "sums and squared sums differ in number"
+        );
         ensure!(
             self.counts.iter().all(|c| c.is_finite() && *c >= 0.0)
                 && self.sum_sq.iter().all(|v| v.is_finite() && *v >= 0.0)
@@ -85,7 +97,13 @@ impl WeightStats {
         );
         if self.counts.len() != other.counts.len() {
             let n = self.n_mat();
-            let spread = |c: &[f64]| if c.len() == 1 { vec![c[0]; n] } else { c.to_vec() };
+            let spread = |c: &[f64]| {
+                if c.len() == 1 {
+                    vec![c[0]; n]
+                } else {
+                    c.to_vec()
+                }
+            };
             let theirs = spread(&other.counts);
             self.counts = spread(&self.counts);
             add(&mut self.counts, &theirs);
@@ -132,7 +150,13 @@ impl RouterStats {
     /// A router of `n_expert` experts that saw nothing yet.
     pub fn new(n_expert: usize, n_used: usize) -> Self {
         let zero = vec![0.0; n_expert];
-        Self { n_used, tokens: 0.0, counts: zero.clone(), gate_mass: zero.clone(), gate_mass_sq: zero }
+        Self {
+            n_used,
+            tokens: 0.0,
+            counts: zero.clone(),
+            gate_mass: zero.clone(),
+            gate_mass_sq: zero,
+        }
     }
 
     /// Entropy of the experts' load over its maximum, `-sum p ln p / ln n`: 1 when all experts get the same.
@@ -141,13 +165,21 @@ impl RouterStats {
         if total <= 0.0 || self.counts.len() < 2 {
             return 0.0;
         }
-        let h: f64 = self.counts.iter().map(|c| c / total).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+        let h: f64 = self
+            .counts
+            .iter()
+            .map(|c| c / total)
+            .filter(|p| *p > 0.0)
+            .map(|p| -p * p.ln())
+            .sum();
         h / (self.counts.len() as f64).ln()
     }
 
     /// Experts that no token reached.
     pub fn unreached(&self) -> Vec<usize> {
-        (0..self.counts.len()).filter(|&e| self.counts[e] == 0.0).collect()
+        (0..self.counts.len())
+            .filter(|&e| self.counts[e] == 0.0)
+            .collect()
     }
 
     /// Adds what the router did with other tokens.
@@ -188,7 +220,14 @@ impl Analysis {
         self.weights
             .iter()
             .filter(|(_, w)| w.n_mat() > 1)
-            .map(|(name, w)| (name.as_str(), (0..w.n_mat()).filter(|&e| w.count(e) == 0.0).collect::<Vec<_>>()))
+            .map(|(name, w)| {
+                (
+                    name.as_str(),
+                    (0..w.n_mat())
+                        .filter(|&e| w.count(e) == 0.0)
+                        .collect::<Vec<_>>(),
+                )
+            })
             .filter(|(_, e)| !e.is_empty())
             .collect()
     }
@@ -201,7 +240,9 @@ impl Analysis {
     pub fn merge(&mut self, other: &Analysis) -> Result<()> {
         for (name, theirs) in &other.weights {
             match self.weights.get_mut(name) {
-                Some(ours) => ours.merge(theirs).map_err(|e| e.context(format!("tensor {name}")))?,
+                Some(ours) => ours
+                    .merge(theirs)
+                    .map_err(|e| e.context(format!("tensor {name}")))?,
                 None => {
                     self.weights.insert(name.clone(), theirs.clone());
                 }
@@ -209,7 +250,9 @@ impl Analysis {
         }
         for (layer, theirs) in &other.routers {
             match self.routers.get_mut(layer) {
-                Some(ours) => ours.merge(theirs).map_err(|e| e.context(format!("router of layer {layer}")))?,
+                Some(ours) => ours
+                    .merge(theirs)
+                    .map_err(|e| e.context(format!("router of layer {layer}")))?,
                 None => {
                     self.routers.insert(*layer, theirs.clone());
                 }
@@ -218,14 +261,20 @@ impl Analysis {
         if self.probes.is_empty() {
             self.probes.clone_from(&other.probes);
         }
-        self.origin.datasets.extend(other.origin.datasets.iter().cloned());
+        self.origin
+            .datasets
+            .extend(other.origin.datasets.iter().cloned());
         self.origin.n_chunks += other.origin.n_chunks;
         if self.origin.n_ctx == 0 {
             self.origin.n_ctx = other.origin.n_ctx;
         }
         if self.origin.architecture.is_empty() {
-            self.origin.architecture.clone_from(&other.origin.architecture);
-            self.origin.model_digest.clone_from(&other.origin.model_digest);
+            self.origin
+                .architecture
+                .clone_from(&other.origin.architecture);
+            self.origin
+                .model_digest
+                .clone_from(&other.origin.model_digest);
         }
         Ok(())
     }

@@ -21,8 +21,14 @@ impl Corpus {
     /// The calibration text built into the program.
     pub fn built_in() -> Self {
         Self {
-            names: calibration::DOCUMENTS.iter().map(|d| format!("built-in:{}", d.domain)).collect(),
-            documents: calibration::DOCUMENTS.iter().map(|d| d.text.to_owned()).collect(),
+            names: calibration::DOCUMENTS
+                .iter()
+                .map(|d| format!("built-in:{}", d.domain))
+                .collect(),
+            documents: calibration::DOCUMENTS
+                .iter()
+                .map(|d| d.text.to_owned())
+                .collect(),
         }
     }
 
@@ -34,14 +40,19 @@ impl Corpus {
     pub fn read(paths: &[PathBuf]) -> Result<Self> {
         let mut corpus = Self::default();
         for path in paths {
-            let meta = fs::metadata(path).with_context(|| format!("{}: cannot read this text", path.display()))?;
+            let meta = fs::metadata(path)
+                .with_context(|| format!("{}: cannot read this text", path.display()))?;
             if meta.is_dir() {
                 let mut files: Vec<PathBuf> = fs::read_dir(path)
                     .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
                     .with_context(|| format!("{}: cannot list this folder", path.display()))?;
                 files.retain(|f| f.is_file() && has_text_ending(f));
                 files.sort();
-                ensure!(!files.is_empty(), "{}: the folder holds no .txt, .md, .raw or .text file", path.display());
+                ensure!(
+                    !files.is_empty(),
+                    "{}: the folder holds no .txt, .md, .raw or .text file",
+                    path.display()
+                );
                 for file in &files {
                     corpus.push_file(file)?;
                 }
@@ -55,9 +66,14 @@ impl Corpus {
     }
 
     fn push_file(&mut self, path: &Path) -> Result<()> {
-        let bytes = fs::read(path).with_context(|| format!("{}: cannot read this text", path.display()))?;
+        let bytes =
+            fs::read(path).with_context(|| format!("{}: cannot read this text", path.display()))?;
         let text = String::from_utf8(bytes).map_err(|e| {
-            anyhow::anyhow!("{}: not UTF-8 at byte {}; convert the text first", path.display(), e.utf8_error().valid_up_to())
+            anyhow::anyhow!(
+                "{}: not UTF-8 at byte {}; convert the text first",
+                path.display(),
+                e.utf8_error().valid_up_to()
+            )
         })?;
         self.names.push(path.display().to_string());
         self.documents.push(text);
@@ -72,7 +88,11 @@ impl Corpus {
 }
 
 fn has_text_ending(path: &Path) -> bool {
-    path.extension().is_some_and(|e| ["txt", "md", "raw", "text"].iter().any(|t| e.eq_ignore_ascii_case(t)))
+    path.extension().is_some_and(|e| {
+        ["txt", "md", "raw", "text"]
+            .iter()
+            .any(|t| e.eq_ignore_ascii_case(t))
+    })
 }
 
 /// Tokens of `text` cut into chunks of `n_ctx`, the way llama-perplexity and llama-imatrix cut them: the
@@ -83,7 +103,11 @@ fn has_text_ending(path: &Path) -> bool {
 /// The text has no tokens.
 pub fn chunk_tokens(vocab: Vocab<'_>, text: &str, n_ctx: usize) -> Result<Vec<Vec<i32>>> {
     let tokens = vocab.tokenize(text, true, false)?;
-    ensure!(tokens.len() >= 2, "the text has only {} tokens; give more text", tokens.len());
+    ensure!(
+        tokens.len() >= 2,
+        "the text has only {} tokens; give more text",
+        tokens.len()
+    );
     let n_ctx = n_ctx.clamp(2, tokens.len());
     let mut chunks: Vec<Vec<i32>> = tokens.chunks_exact(n_ctx).map(<[i32]>::to_vec).collect();
     if vocab.add_bos() {

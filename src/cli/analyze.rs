@@ -85,7 +85,10 @@ pub(super) fn summarise(a: &Analysis) -> AnalysisSummary {
         unreached: a
             .unreached()
             .into_iter()
-            .map(|(tensor, experts)| Unreached { tensor: tensor.to_owned(), experts })
+            .map(|(tensor, experts)| Unreached {
+                tensor: tensor.to_owned(),
+                experts,
+            })
             .collect(),
     }
 }
@@ -106,7 +109,10 @@ impl AnalysisSummary {
             );
         }
         for u in &self.unreached {
-            s += &format!("no token reached of {}: experts {:?}\n", u.tensor, u.experts);
+            s += &format!(
+                "no token reached of {}: experts {:?}\n",
+                u.tensor, u.experts
+            );
         }
         s
     }

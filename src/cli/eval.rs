@@ -38,16 +38,25 @@ pub(super) struct EvalArgs {
 /// Loads a model for evaluation, its file checked by our own reader first.
 fn load(path: &Path) -> Result<Model> {
     let gguf = Gguf::open(path)?;
-    Model::load(gguf.paths()[0], &ModelOptions { repack: true, ..ModelOptions::default() })
+    Model::load(
+        gguf.paths()[0],
+        &ModelOptions {
+            repack: true,
+            ..ModelOptions::default()
+        },
+    )
 }
 
 fn is_logits_file(path: &Path) -> Result<bool> {
-    let meta = std::fs::metadata(path).with_context(|| format!("{}: cannot read this reference", path.display()))?;
+    let meta = std::fs::metadata(path)
+        .with_context(|| format!("{}: cannot read this reference", path.display()))?;
     if !meta.is_file() {
         bail!("{}: not a regular file", path.display());
     }
     let mut magic = [0u8; 8];
-    let n = File::open(path).and_then(|mut f| f.read(&mut magic)).with_context(|| format!("{}", path.display()))?;
+    let n = File::open(path)
+        .and_then(|mut f| f.read(&mut magic))
+        .with_context(|| format!("{}", path.display()))?;
     Ok(n == 8 && &magic == b"_logits_")
 }
 
@@ -80,10 +89,16 @@ pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
             chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?
         }
     };
-    let n = args.chunks.map_or(chunks.len(), |n| chunks.len().min(n as usize));
+    let n = args
+        .chunks
+        .map_or(chunks.len(), |n| chunks.len().min(n as usize));
     let chunks = &chunks[..n];
     let mut writer = match &args.save_logits {
-        Some(path) => Some(LogitsWriter::create(path, model.vocab().n_tokens(), chunks)?),
+        Some(path) => Some(LogitsWriter::create(
+            path,
+            model.vocab().n_tokens(),
+            chunks,
+        )?),
         None => None,
     };
     let reference = match (&mut saved, &other) {
@@ -91,8 +106,17 @@ pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
         (None, Some(model)) => Reference::Model(model),
         (None, None) => Reference::None,
     };
-    let options = EvalOptions { n_threads: global.n_threads() };
-    let report = evaluate(&model, chunks, reference, writer.as_mut(), &options, &progress)?;
+    let options = EvalOptions {
+        n_threads: global.n_threads(),
+    };
+    let report = evaluate(
+        &model,
+        chunks,
+        reference,
+        writer.as_mut(),
+        &options,
+        &progress,
+    )?;
     if let Some(writer) = writer {
         writer.finish()?;
     }

@@ -75,8 +75,13 @@ struct TensorReport {
 
 pub(super) fn run(args: InspectArgs, global: &Global) -> Result<()> {
     let mut magic = [0u8; 4];
-    let meta = std::fs::metadata(&args.file).with_context(|| format!("{}: cannot read", args.file.display()))?;
-    ensure!(meta.is_file(), "{}: not a regular file", args.file.display());
+    let meta = std::fs::metadata(&args.file)
+        .with_context(|| format!("{}: cannot read", args.file.display()))?;
+    ensure!(
+        meta.is_file(),
+        "{}: not a regular file",
+        args.file.display()
+    );
     let n = File::open(&args.file)
         .and_then(|mut f| f.read(&mut magic))
         .with_context(|| format!("{}: cannot read", args.file.display()))?;
@@ -105,7 +110,10 @@ pub(super) fn run(args: InspectArgs, global: &Global) -> Result<()> {
         Err(not_a_plan) => match analysis::imatrix::read(&args.file) {
             Ok(a) => print_analysis(&a, global),
             Err(_) if args.file.extension().is_some_and(|e| e == "toml") => Err(not_a_plan),
-            Err(e) => Err(e.context(format!("{}: neither GGUF, nor a plan, nor an imatrix file", args.file.display()))),
+            Err(e) => Err(e.context(format!(
+                "{}: neither GGUF, nor a plan, nor an imatrix file",
+                args.file.display()
+            ))),
         },
     }
 }
@@ -224,7 +232,10 @@ impl ModelReport {
             self.architecture,
             self.n_layer,
             if self.n_expert > 0 {
-                format!("{} experts of which {} are used", self.n_expert, self.n_expert_used)
+                format!(
+                    "{} experts of which {} are used",
+                    self.n_expert, self.n_expert_used
+                )
             } else {
                 "no experts".to_owned()
             }
@@ -242,7 +253,13 @@ impl ModelReport {
         }
         s += "\ntype      tensors    parameters         bytes\n";
         for t in &self.types {
-            s += &format!("{:<9} {:>7} {:>13} {:>13}\n", t.ty, t.tensors, t.parameters, crate::units::bytes(t.bytes));
+            s += &format!(
+                "{:<9} {:>7} {:>13} {:>13}\n",
+                t.ty,
+                t.tensors,
+                t.parameters,
+                crate::units::bytes(t.bytes)
+            );
         }
         s += "\nrole                     tensors    parameters         bytes   bits\n";
         for r in &self.roles {

@@ -92,7 +92,9 @@ struct BudgetArgs {
 fn parse_bpw(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if v > 0.0 && v <= 64.0 => Ok(v),
-        _ => Err(format!("'{text}' is not a number of bits per weight, such as 3.5")),
+        _ => Err(format!(
+            "'{text}' is not a number of bits per weight, such as 3.5"
+        )),
     }
 }
 
@@ -123,7 +125,9 @@ struct DataArgs {
 fn parse_effort(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(v) if (0.0..=1e6).contains(&v) => Ok(v),
-        _ => Err(format!("'{text}' is not an effort; write 0 for none or a factor such as 4")),
+        _ => Err(format!(
+            "'{text}' is not an effort; write 0 for none or a factor such as 4"
+        )),
     }
 }
 
@@ -139,9 +143,15 @@ impl BudgetArgs {
         } else if let Some(size) = self.size {
             Ok(Budget::Bytes(size))
         } else if let Some(preset) = self.like {
-            Ok(Budget::Bytes(steps::preset_bytes(source, preset, with_importance)?))
+            Ok(Budget::Bytes(steps::preset_bytes(
+                source,
+                preset,
+                with_importance,
+            )?))
         } else {
-            anyhow::bail!("say how large the result may be: --bpw BITS, --size SIZE or --like PRESET")
+            anyhow::bail!(
+                "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET"
+            )
         }
     }
 }
@@ -154,7 +164,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = remove_temporaries_on_interrupt().and_then(|()| {
         // Parallel loops outside our own pools follow --threads too.
-        rayon::ThreadPoolBuilder::new().num_threads(cli.global.n_threads()).build_global()?;
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(cli.global.n_threads())
+            .build_global()?;
         match cli.command {
             Command::Quantize(args) => quantize::run(args, &cli.global),
             Command::Analyze(args) => analyze::run(args, &cli.global),

@@ -8,7 +8,9 @@ use crate::output::{refuse_overwriting, write_file};
 
 /// Choose a type for every tensor under a size budget
 #[derive(Args)]
-#[command(after_help = "Example:\n  moqa plan model.gguf --analysis model.moqa --size 4.2GiB -o plan.toml")]
+#[command(
+    after_help = "Example:\n  moqa plan model.gguf --analysis model.moqa --size 4.2GiB -o plan.toml"
+)]
 pub(super) struct PlanArgs {
     /// The model (GGUF; of a split model the first file)
     model: PathBuf,
@@ -28,7 +30,10 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
-    ensure!(args.budget.is_given(), "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET");
+    ensure!(
+        args.budget.is_given(),
+        "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET"
+    );
     ensure!(
         args.dry_run || args.output.is_some() || args.tensor_type_file.is_some(),
         "name the plan to write with -o FILE, or give --dry-run"

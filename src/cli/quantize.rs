@@ -14,9 +14,11 @@ use crate::plan::Plan;
 
 /// Analyse, plan and write a smaller model
 #[derive(Args)]
-#[command(after_help = "Examples:\n  moqa quantize model.gguf -o small.gguf --bpw 3.5\n  \
+#[command(
+    after_help = "Examples:\n  moqa quantize model.gguf -o small.gguf --bpw 3.5\n  \
     moqa quantize model.gguf -o small.gguf --like Q4_K_M --text calibration/\n  \
-    moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa")]
+    moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa"
+)]
 pub(super) struct QuantizeArgs {
     /// The model (GGUF; of a split model the first file)
     model: PathBuf,
@@ -60,7 +62,12 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
     );
     let source = steps::open(&args.model)?;
-    for path in args.save_analysis.iter().chain(&args.save_plan).chain([&args.output]) {
+    for path in args
+        .save_analysis
+        .iter()
+        .chain(&args.save_plan)
+        .chain([&args.output])
+    {
         refuse_overwriting(path, source.gguf.paths())?;
     }
     // Whether the target can be written is better known before the work than after.
@@ -81,7 +88,9 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         Some(mut plan) => {
             plan.fit_to_model(&source.gguf)?;
             if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
-                global.progress().note("warning: the plan was made for another model; its types are used as they are");
+                global.progress().note(
+                    "warning: the plan was made for another model; its types are used as they are",
+                );
             }
             plan
         }
@@ -95,15 +104,37 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     let analysis_digest = analysis::digest(&analysis)?;
     let records = steps::records(&source, &steps::plan_digest(&types), &analysis_digest);
     let metadata = output_metadata(&source.gguf, &types, &records);
-    let unreached = if args.unreached_ones { Unreached::Ones } else { Unreached::Pooled };
+    let unreached = if args.unreached_ones {
+        Unreached::Ones
+    } else {
+        Unreached::Pooled
+    };
     let importance = Importance::new(&analysis, unreached);
-    let options = EncodeOptions { n_threads: global.n_threads(), split_max_bytes: args.split_max_size };
-    let written =
-        encode(&source.gguf, &metadata, &types, &importance, &args.output, &options, &global.progress())?;
+    let options = EncodeOptions {
+        n_threads: global.n_threads(),
+        split_max_bytes: args.split_max_size,
+    };
+    let written = encode(
+        &source.gguf,
+        &metadata,
+        &types,
+        &importance,
+        &args.output,
+        &options,
+        &global.progress(),
+    )?;
     let source_bytes = source.gguf.total_bytes();
-    let outcome = Outcome { written: &written, source_bytes, plan: &plan };
+    let outcome = Outcome {
+        written: &written,
+        source_bytes,
+        plan: &plan,
+    };
     global.print(&outcome, || {
-        let mut s = if args.plan.is_some() { String::new() } else { steps::describe_plan(&plan) };
+        let mut s = if args.plan.is_some() {
+            String::new()
+        } else {
+            steps::describe_plan(&plan)
+        };
         for file in &written.files {
             s += &format!("wrote {}\n", file.display());
         }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 
 use super::{BudgetArgs, DataArgs, Global};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions, Unreached, chunk_tokens,
+    self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions,
+    Unreached, chunk_tokens,
 };
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
@@ -37,12 +38,18 @@ pub(super) fn open(path: &Path) -> Result<Source> {
 
 /// The analysis that the arguments ask for: read, made from imatrix files, measured, or several of these.
 /// `probes` says whether effects on the output are wanted.
-pub(super) fn analysis(source: &Source, args: &DataArgs, probes: bool, global: &Global) -> Result<Analysis> {
+pub(super) fn analysis(
+    source: &Source,
+    args: &DataArgs,
+    probes: bool,
+    global: &Global,
+) -> Result<Analysis> {
     let progress = global.progress();
     let mut analysis = Analysis::default();
     if let Some(path) = &args.analysis {
         analysis = analysis::load(path)?;
-        if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest {
+        if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest
+        {
             progress.note(format!(
                 "warning: {} was made for another model than {}",
                 path.display(),
@@ -52,24 +59,35 @@ pub(super) fn analysis(source: &Source, args: &DataArgs, probes: bool, global: &
     }
     for path in &args.imatrix {
         let read = analysis::imatrix::read(path)?;
-        analysis.merge(&read).with_context(|| format!("{}: cannot be added", path.display()))?;
+        analysis
+            .merge(&read)
+            .with_context(|| format!("{}: cannot be added", path.display()))?;
     }
     if !analysis.weights.is_empty() {
         for name in analysis::imatrix::fit_to_model(&mut analysis, &source.gguf)? {
-            progress.note(format!("warning: statistics of {name}, which the model does not have, are left out"));
+            progress.note(format!(
+                "warning: statistics of {name}, which the model does not have, are left out"
+            ));
         }
     }
     let own_pass = analysis.weights.is_empty() || !args.text.is_empty();
     let measure = probes && args.sensitivity > 0.0 && analysis.probes.is_empty();
     if own_pass || measure {
-        let corpus = if args.text.is_empty() { Corpus::built_in() } else { Corpus::read(&args.text)? };
+        let corpus = if args.text.is_empty() {
+            Corpus::built_in()
+        } else {
+            Corpus::read(&args.text)?
+        };
         let model = Model::load(source.gguf.paths()[0], &ModelOptions::default())?;
         let mut chunks = chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?;
         if let Some(n) = args.chunks {
             chunks.truncate(n as usize);
         }
         if own_pass {
-            let options = CollectOptions { n_ctx: chunks[0].len(), n_threads: global.n_threads() };
+            let options = CollectOptions {
+                n_ctx: chunks[0].len(),
+                n_threads: global.n_threads(),
+            };
             let mut measured = analysis::collect(&model, &chunks, &options, &progress)?;
             measured.origin = Origin {
                 architecture: source.view.arch.clone(),
@@ -80,7 +98,8 @@ pub(super) fn analysis(source: &Source, args: &DataArgs, probes: bool, global: &
             analysis.merge(&measured)?;
         }
         if measure {
-            analysis.probes = sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
+            analysis.probes =
+                sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
         }
     }
     Ok(analysis)
@@ -91,8 +110,14 @@ pub(super) fn analysis(source: &Source, args: &DataArgs, probes: bool, global: &
 fn probe_types(tensor: &TensorInfo, known: bool) -> Vec<GgmlType> {
     use GgmlType::*;
     let low = if known { IQ2_XS } else { Q2_K };
-    let all = if Q3_K.row_bytes(tensor.ne(0)).is_some() { vec![low, Q3_K, Q5_K] } else { vec![Q4_0, Q5_0] };
-    all.into_iter().filter(|ty| ty.row_bytes(tensor.ne(0)).is_some() && ty.bpw() < tensor.ty.bpw()).collect()
+    let all = if Q3_K.row_bytes(tensor.ne(0)).is_some() {
+        vec![low, Q3_K, Q5_K]
+    } else {
+        vec![Q4_0, Q5_0]
+    };
+    all.into_iter()
+        .filter(|ty| ty.row_bytes(tensor.ne(0)).is_some() && ty.bpw() < tensor.ty.bpw())
+        .collect()
 }
 
 /// Measures the effect of quantizing on the output, within `effort` evaluated tokens per calibration token.
@@ -108,9 +133,14 @@ fn sensitivity(
     let mut by_layer: BTreeMap<Option<usize>, Vec<(String, GgmlType)>> = BTreeMap::new();
     for t in source.view.tensors.iter().filter(|t| t.quantizable) {
         let tensor = &source.gguf.tensors[t.index];
-        let known = importance.of(&tensor.name, 0, tensor.ne(0) as usize).is_some();
+        let known = importance
+            .of(&tensor.name, 0, tensor.ne(0) as usize)
+            .is_some();
         for ty in probe_types(tensor, known) {
-            by_layer.entry(t.layer).or_default().push((tensor.name.clone(), ty));
+            by_layer
+                .entry(t.layer)
+                .or_default()
+                .push((tensor.name.clone(), ty));
         }
     }
     let len = chunks[0].len();
@@ -128,9 +158,22 @@ fn sensitivity(
             pairs.len()
         ));
     }
-    let subset: Vec<Vec<i32>> = (0..n_chunks).map(|i| chunks[i * chunks.len() / n_chunks].clone()).collect();
-    let options = SensitivityOptions { n_threads: global.n_threads(), first_output: len / 8 };
-    analysis::measure_sensitivity(model, &source.gguf, &pairs, &importance, &subset, &options, &global.progress())
+    let subset: Vec<Vec<i32>> = (0..n_chunks)
+        .map(|i| chunks[i * chunks.len() / n_chunks].clone())
+        .collect();
+    let options = SensitivityOptions {
+        n_threads: global.n_threads(),
+        first_output: len / 8,
+    };
+    analysis::measure_sensitivity(
+        model,
+        &source.gguf,
+        &pairs,
+        &importance,
+        &subset,
+        &options,
+        &global.progress(),
+    )
 }
 
 /// All pairs when they are affordable, else those of layers spread evenly.
@@ -145,10 +188,17 @@ fn spread_over_layers(
     }
     let n = groups.len();
     let mut keep = (n * affordable / total).clamp(1, n);
-    while keep > 1 && (0..keep).map(|i| groups[i * (n - 1) / (keep - 1)].len()).sum::<usize>() > affordable {
+    while keep > 1
+        && (0..keep)
+            .map(|i| groups[i * (n - 1) / (keep - 1)].len())
+            .sum::<usize>()
+            > affordable
+    {
         keep -= 1;
     }
-    (0..keep).flat_map(|i| groups[i * (n - 1) / (keep.max(2) - 1)].clone()).collect()
+    (0..keep)
+        .flat_map(|i| groups[i * (n - 1) / (keep.max(2) - 1)].clone())
+        .collect()
 }
 
 /// Prints which experts no token reached.
@@ -168,7 +218,11 @@ pub(super) fn report_unreached(analysis: &Analysis, global: &Global) {
 }
 
 /// The keys that the output records, all of fixed length so that sizes are known before the plan.
-pub(super) fn records(source: &Source, plan_digest: &str, analysis_digest: &str) -> Vec<(&'static str, String)> {
+pub(super) fn records(
+    source: &Source,
+    plan_digest: &str,
+    analysis_digest: &str,
+) -> Vec<(&'static str, String)> {
     vec![
         ("moqa.version", env!("CARGO_PKG_VERSION").to_owned()),
         ("moqa.source", source.digest.clone()),
@@ -187,7 +241,12 @@ pub(super) fn plan_digest(types: &BTreeMap<String, GgmlType>) -> String {
 }
 
 /// Measures errors and makes the plan.
-pub(super) fn plan(source: &Source, analysis: &Analysis, budget: &BudgetArgs, global: &Global) -> Result<Plan> {
+pub(super) fn plan(
+    source: &Source,
+    analysis: &Analysis,
+    budget: &BudgetArgs,
+    global: &Global,
+) -> Result<Plan> {
     let progress = global.progress();
     if !source.view.is_moe() {
         progress.note("note: this model has no experts; tensors are weighed as in any model");
@@ -196,8 +255,18 @@ pub(super) fn plan(source: &Source, analysis: &Analysis, budget: &BudgetArgs, gl
     let candidates = Candidates::default();
     let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
     let choices = PlanInputs::choices(&source.gguf, &source.view, &importance, &candidates);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(global.n_threads()).build()?;
-    let errors = measure_errors(&source.gguf, &choices, analysis, &importance, ERROR_SAMPLE, &pool, &progress)?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(global.n_threads())
+        .build()?;
+    let errors = measure_errors(
+        &source.gguf,
+        &choices,
+        analysis,
+        &importance,
+        ERROR_SAMPLE,
+        &pool,
+        &progress,
+    )?;
     let analysis_digest = analysis::digest(analysis)?;
     let blank = plan_digest(&BTreeMap::new());
     let inputs = PlanInputs {
@@ -219,7 +288,10 @@ pub(super) fn plan(source: &Source, analysis: &Analysis, budget: &BudgetArgs, gl
 pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool) -> Result<u64> {
     let types = preset_types(source.paths()[0], preset, with_importance)?;
     let metadata = output_metadata(source, &types, &[]);
-    Ok(shard_layouts(source, &metadata, &types, None)?.iter().map(crate::gguf::GgufLayout::file_size).sum())
+    Ok(shard_layouts(source, &metadata, &types, None)?
+        .iter()
+        .map(crate::gguf::GgufLayout::file_size)
+        .sum())
 }
 
 /// A short account of a plan.
@@ -243,11 +315,17 @@ pub(super) fn describe_plan(plan: &Plan) -> String {
         if plan.exact {
             "the smallest possible by these measurements".to_owned()
         } else {
-            format!("at most {:.3} % above the smallest possible", plan.gap() * 100.0)
+            format!(
+                "at most {:.3} % above the smallest possible",
+                plan.gap() * 100.0
+            )
         }
     );
     for (ty, (n, bytes)) in by_type {
-        s += &format!("  {ty:<8} {n:>5} tensors {:>12}\n", crate::units::bytes(bytes));
+        s += &format!(
+            "  {ty:<8} {n:>5} tensors {:>12}\n",
+            crate::units::bytes(bytes)
+        );
     }
     s
 }

@@ -26,7 +26,12 @@ pub fn ordered_parallel<T: Send>(
     mut deliver: impl FnMut(usize, T) -> Result<()>,
 ) -> Result<()> {
     let window = window.max(1);
-    let state = Mutex::new(State { next: 0, delivered: 0, ready: BTreeMap::new(), stop: false });
+    let state = Mutex::new(State {
+        next: 0,
+        delivered: 0,
+        ready: BTreeMap::new(),
+        stop: false,
+    });
     let wake_workers = Condvar::new();
     let wake_writer = Condvar::new();
     let lock = || state.lock().unwrap_or_else(|e| e.into_inner());
@@ -97,7 +102,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn pool(n: usize) -> rayon::ThreadPool {
-        rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(n)
+            .build()
+            .unwrap()
     }
 
     #[test]
@@ -138,7 +146,11 @@ mod tests {
             8,
             |i| {
                 started.fetch_add(1, Ordering::SeqCst);
-                if i >= 40 { anyhow::bail!("item {i}") } else { Ok(i) }
+                if i >= 40 {
+                    anyhow::bail!("item {i}")
+                } else {
+                    Ok(i)
+                }
             },
             |_, _| Ok(()),
         )
@@ -149,7 +161,13 @@ mod tests {
 
     #[test]
     fn an_error_of_the_receiver_ends_it() {
-        let err = ordered_parallel(&pool(2), 100, 4, Ok, |i, _| if i == 3 { anyhow::bail!("full") } else { Ok(()) });
+        let err = ordered_parallel(&pool(2), 100, 4, Ok, |i, _| {
+            if i == 3 {
+                anyhow::bail!("full")
+            } else {
+                Ok(())
+            }
+        });
         assert_eq!(err.unwrap_err().to_string(), "full");
     }
 }

@@ -43,7 +43,11 @@ pub struct EncodeReport {
 
 /// Metadata of the new file: the source's, without its split keys, with the quantization version, the file
 /// type (the preset whose base type is the commonest by weights) and what moqa records.
-pub fn output_metadata(source: &Gguf, types: &BTreeMap<String, GgmlType>, records: &[(&str, String)]) -> Metadata {
+pub fn output_metadata(
+    source: &Gguf,
+    types: &BTreeMap<String, GgmlType>,
+    records: &[(&str, String)],
+) -> Metadata {
     let mut metadata = source.metadata.clone();
     metadata.remove_split_keys();
     metadata.set("general.quantization_version", 2u32);
@@ -63,7 +67,10 @@ fn file_type(source: &Gguf, types: &BTreeMap<String, GgmlType>) -> u32 {
             *weights.entry(ty).or_default() += t.n_elems();
         }
     }
-    let common = weights.iter().max_by_key(|(_, n)| **n).map_or(GgmlType::F32, |(ty, _)| *ty);
+    let common = weights
+        .iter()
+        .max_by_key(|(_, n)| **n)
+        .map_or(GgmlType::F32, |(ty, _)| *ty);
     let preset = match common {
         GgmlType::Q3_K => "Q3_K_M".into(),
         GgmlType::Q4_K => "Q4_K_M".into(),
@@ -127,7 +134,9 @@ pub fn encode(
     let layouts = shard_layouts(source, metadata, types, options.split_max_bytes)?;
     let paths: Vec<PathBuf> = if options.split_max_bytes.is_some() {
         let prefix = target.with_extension("");
-        (0..layouts.len()).map(|i| shard_path(&prefix, i, layouts.len())).collect()
+        (0..layouts.len())
+            .map(|i| shard_path(&prefix, i, layouts.len()))
+            .collect()
     } else {
         vec![target.to_owned()]
     };
@@ -144,12 +153,17 @@ pub fn encode(
             push_blocks(&mut blocks, tensor, placed.spec.ty, shard);
         }
     }
-    let files = paths.iter().map(|p| AtomicFile::create(p)).collect::<Result<Vec<_>>>()?;
+    let files = paths
+        .iter()
+        .map(|p| AtomicFile::create(p))
+        .collect::<Result<Vec<_>>>()?;
     if let Some(file) = files.first() {
         file.require_space(total)?;
     }
 
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.n_threads.max(1)).build()?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.n_threads.max(1))
+        .build()?;
     let source_bytes: u64 = source.tensors.iter().map(TensorInfo::n_bytes).sum();
     let bar = progress.bar("quantizing", source_bytes, "bytes");
     let mut writers = files
@@ -167,11 +181,18 @@ pub fn encode(
         |i, bytes| {
             let block = &blocks[i];
             while current < block.shard {
-                done.extend(writers[current].take().map(GgufWriter::finish).transpose()?);
+                done.extend(
+                    writers[current]
+                        .take()
+                        .map(GgufWriter::finish)
+                        .transpose()?,
+                );
                 current += 1;
             }
             if let Some(writer) = &mut writers[block.shard] {
-                writer.write_tensor_bytes(&bytes).with_context(|| format!("{}", paths[block.shard].display()))?;
+                writer
+                    .write_tensor_bytes(&bytes)
+                    .with_context(|| format!("{}", paths[block.shard].display()))?;
             }
             bar.inc(block.n_rows * block.tensor.ty.row_bytes(block.tensor.ne(0)).unwrap_or(0));
             Ok(())
@@ -184,23 +205,42 @@ pub fn encode(
         file.commit()?;
     }
     bar.finish();
-    Ok(EncodeReport { files: paths, bytes: total, seconds: started.elapsed().as_secs_f64() })
+    Ok(EncodeReport {
+        files: paths,
+        bytes: total,
+        seconds: started.elapsed().as_secs_f64(),
+    })
 }
 
 /// Cuts a tensor into blocks that do not cross from one expert's matrix into the next.
-fn push_blocks<'a>(blocks: &mut Vec<Block<'a>>, tensor: &'a TensorInfo, ty: GgmlType, shard: usize) {
+fn push_blocks<'a>(
+    blocks: &mut Vec<Block<'a>>,
+    tensor: &'a TensorInfo,
+    ty: GgmlType,
+    shard: usize,
+) {
     let per_matrix = tensor.ne(1);
     let rows = tensor.n_rows();
     let per_block = (BLOCK_VALUES / tensor.ne(0).max(1)).max(1);
     let mut row = 0;
     while row < rows {
         let n_rows = per_block.min(per_matrix - row % per_matrix).min(rows - row);
-        blocks.push(Block { tensor, ty, first_row: row, n_rows, shard });
+        blocks.push(Block {
+            tensor,
+            ty,
+            first_row: row,
+            n_rows,
+            shard,
+        });
         row += n_rows;
     }
 }
 
-fn convert<'a>(source: &'a Gguf, block: &Block<'a>, importance: &Importance) -> Result<Cow<'a, [u8]>> {
+fn convert<'a>(
+    source: &'a Gguf,
+    block: &Block<'a>,
+    importance: &Importance,
+) -> Result<Cow<'a, [u8]>> {
     let tensor = block.tensor;
     let n_in = tensor.ne(0) as usize;
     let src_row = tensor.ty.row_bytes(tensor.ne(0)).unwrap_or(0) as usize;
@@ -227,11 +267,21 @@ fn convert<'a>(source: &'a Gguf, block: &Block<'a>, importance: &Importance) -> 
     let mut values = vec![0f32; n_in * block.n_rows as usize];
     ggml::decode(tensor.ty, src, &mut values).with_context(describe)?;
     let row_bytes = block.ty.row_bytes(tensor.ne(0)).with_context(|| {
-        format!("{}: rows of {n_in} values do not fill blocks of {}", describe(), block.ty)
+        format!(
+            "{}: rows of {n_in} values do not fill blocks of {}",
+            describe(),
+            block.ty
+        )
     })?;
     let mut out = vec![0u8; row_bytes as usize * block.n_rows as usize];
     let expert = first / tensor.ne(1).max(1) as usize;
-    ggml::encode(block.ty, &values, n_in, importance.of(&tensor.name, expert, n_in), &mut out)
-        .with_context(describe)?;
+    ggml::encode(
+        block.ty,
+        &values,
+        n_in,
+        importance.of(&tensor.name, expert, n_in),
+        &mut out,
+    )
+    .with_context(describe)?;
     Ok(Cow::Owned(out))
 }

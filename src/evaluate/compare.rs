@@ -42,14 +42,20 @@ pub fn evaluate(
     progress: &Progress,
 ) -> Result<EvalReport> {
     let n_ctx = chunks.first().map_or(0, Vec::len);
-    ensure!(n_ctx >= 4, "chunks of {n_ctx} tokens are too short to score; give more text");
+    ensure!(
+        n_ctx >= 4,
+        "chunks of {n_ctx} tokens are too short to score; give more text"
+    );
     let n_vocab = model.vocab().n_tokens();
     let theirs = match &reference {
         Reference::None => n_vocab,
         Reference::Model(m) => m.vocab().n_tokens(),
         Reference::File(f) => f.n_vocab(),
     };
-    ensure!(theirs == n_vocab, "the reference has {theirs} tokens in its vocabulary and the model {n_vocab}");
+    ensure!(
+        theirs == n_vocab,
+        "the reference has {theirs} tokens in its vocabulary and the model {n_vocab}"
+    );
 
     let context_options = ContextOptions::for_chunks(n_ctx, n_vocab, options.n_threads);
     let n_seq = context_options.n_seq;
@@ -65,10 +71,16 @@ pub fn evaluate(
     for group in chunks.chunks(n_seq) {
         let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
         let coded: Option<Vec<CodedRow>> = match (&mut reference, &mut reference_context) {
-            (Reference::Model(_), Some(context)) => Some(code(&context.evaluate(&sequences, first, None)?, n_vocab, rows)),
-            (Reference::File(file), _) => {
-                Some((0..group.len() * rows).map(|_| file.next_row()).collect::<Result<_>>()?)
-            }
+            (Reference::Model(_), Some(context)) => Some(code(
+                &context.evaluate(&sequences, first, None)?,
+                n_vocab,
+                rows,
+            )),
+            (Reference::File(file), _) => Some(
+                (0..group.len() * rows)
+                    .map(|_| file.next_row())
+                    .collect::<Result<_>>()?,
+            ),
             _ => None,
         };
         let logits = context.evaluate(&sequences, first, None)?;
@@ -80,12 +92,18 @@ pub fn evaluate(
         let work: Vec<(&[f32], i32)> = logits
             .iter()
             .zip(group)
-            .flat_map(|(l, chunk)| l.chunks_exact(n_vocab).take(rows).zip(chunk[first + 1..].iter().copied()))
+            .flat_map(|(l, chunk)| {
+                l.chunks_exact(n_vocab)
+                    .take(rows)
+                    .zip(chunk[first + 1..].iter().copied())
+            })
             .collect();
         let group_scores: Vec<Score> = work
             .par_iter()
             .enumerate()
-            .map(|(i, (row, target))| Score::new(row, *target as usize, coded.as_ref().map(|c| &c[i])))
+            .map(|(i, (row, target))| {
+                Score::new(row, *target as usize, coded.as_ref().map(|c| &c[i]))
+            })
             .collect();
         scores.extend(group_scores);
         bar.inc(group.len() as u64);
@@ -96,7 +114,10 @@ pub fn evaluate(
 
 /// The rows that are scored; the last position of a chunk predicts nothing.
 fn code(logits: &[&[f32]], n_vocab: usize, rows: usize) -> Vec<CodedRow> {
-    let all: Vec<&[f32]> = logits.iter().flat_map(|l| l.chunks_exact(n_vocab).take(rows)).collect();
+    let all: Vec<&[f32]> = logits
+        .iter()
+        .flat_map(|l| l.chunks_exact(n_vocab).take(rows))
+        .collect();
     all.par_iter().map(|row| CodedRow::encode(row)).collect()
 }
 
@@ -126,25 +147,41 @@ impl Score {
                     kld += f64::from(lp.exp()) * (f64::from(lp) - (f64::from(*l) - norm));
                 }
             }
-            ReferenceScore { nll: -f64::from(r.log_prob(target)), kld, same_top: argmax(logits) == r.top() }
+            ReferenceScore {
+                nll: -f64::from(r.log_prob(target)),
+                kld,
+                same_top: argmax(logits) == r.top(),
+            }
         });
-        Self { nll: norm - f64::from(logits[target]), reference }
+        Self {
+            nll: norm - f64::from(logits[target]),
+            reference,
+        }
     }
 }
 
 fn summarise(scores: &[Score], n_ctx: usize, n_chunks: usize) -> EvalReport {
-    let exp = |e: Estimate| Estimate { value: e.value.exp(), error: e.value.exp() * e.error };
+    let exp = |e: Estimate| Estimate {
+        value: e.value.exp(),
+        error: e.value.exp() * e.error,
+    };
     let nll: Vec<f64> = scores.iter().map(|s| s.nll).collect();
-    let references: Vec<&ReferenceScore> = scores.iter().filter_map(|s| s.reference.as_ref()).collect();
+    let references: Vec<&ReferenceScore> =
+        scores.iter().filter_map(|s| s.reference.as_ref()).collect();
     let divergence = (!references.is_empty()).then(|| {
-        let of = |f: &dyn Fn(&ReferenceScore) -> f64| references.iter().map(|r| f(r)).collect::<Vec<f64>>();
+        let of = |f: &dyn Fn(&ReferenceScore) -> f64| {
+            references.iter().map(|r| f(r)).collect::<Vec<f64>>()
+        };
         let reference_nll = of(&|r| r.nll);
         let mut kld = of(&|r| r.kld);
         let mean_kld = Estimate::of(&kld);
         kld.sort_by(f64::total_cmp);
         let difference: Vec<f64> = nll.iter().zip(&reference_nll).map(|(a, b)| a - b).collect();
-        let delta: f64 =
-            nll.iter().zip(&reference_nll).map(|(a, b)| ((-a).exp() - (-b).exp()).powi(2)).sum::<f64>();
+        let delta: f64 = nll
+            .iter()
+            .zip(&reference_nll)
+            .map(|(a, b)| ((-a).exp() - (-b).exp()).powi(2))
+            .sum::<f64>();
         Divergence {
             reference_perplexity: exp(Estimate::of(&reference_nll)),
             perplexity_ratio: exp(Estimate::of(&difference)),
@@ -156,5 +193,11 @@ fn summarise(scores: &[Score], n_ctx: usize, n_chunks: usize) -> EvalReport {
             rms_delta_p: (delta / nll.len() as f64).sqrt(),
         }
     });
-    EvalReport { tokens: scores.len(), n_ctx, n_chunks, perplexity: exp(Estimate::of(&nll)), divergence }
+    EvalReport {
+        tokens: scores.len(),
+        n_ctx,
+        n_chunks,
+        perplexity: exp(Estimate::of(&nll)),
+        divergence,
+    }
 }

@@ -30,16 +30,28 @@ pub(super) struct CodedRow {
 impl CodedRow {
     pub(super) fn encode(logits: &[f32]) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let min = logits.iter().copied().fold(f32::INFINITY, f32::min).max(max - RANGE);
+        let min = logits
+            .iter()
+            .copied()
+            .fold(f32::INFINITY, f32::min)
+            .max(max - RANGE);
         let norm = log_sum_exp(logits) as f32;
         let scale = (max - min) / 65535.0;
         let values = logits
             .iter()
             .map(|&l| {
-                if scale > 0.0 && l > min { ((l - min) / scale).round_ties_even().clamp(0.0, 65535.0) as u16 } else { 0 }
+                if scale > 0.0 && l > min {
+                    ((l - min) / scale).round_ties_even().clamp(0.0, 65535.0) as u16
+                } else {
+                    0
+                }
             })
             .collect();
-        Self { scale, min_log_prob: min - norm, values }
+        Self {
+            scale,
+            min_log_prob: min - norm,
+            values,
+        }
     }
 
     pub(super) fn log_prob(&self, token: usize) -> f32 {
@@ -83,8 +95,12 @@ impl LogitsWriter {
         for token in chunks.iter().flatten() {
             header.write_i32::<LittleEndian>(*token)?;
         }
-        file.write_all(&header).with_context(|| format!("{}: cannot write", target.display()))?;
-        Ok(Self { file, target: target.to_owned() })
+        file.write_all(&header)
+            .with_context(|| format!("{}: cannot write", target.display()))?;
+        Ok(Self {
+            file,
+            target: target.to_owned(),
+        })
     }
 
     pub(super) fn push(&mut self, row: &CodedRow) -> Result<()> {
@@ -97,7 +113,9 @@ impl LogitsWriter {
         if row.values.len() % 2 == 1 {
             bytes.write_u16::<LittleEndian>(0)?;
         }
-        self.file.write_all(&bytes).with_context(|| format!("{}: cannot write", self.target.display()))
+        self.file
+            .write_all(&bytes)
+            .with_context(|| format!("{}: cannot write", self.target.display()))
     }
 
     /// Completes the file.
@@ -129,7 +147,11 @@ impl LogitsReader {
         let mut file = BufReader::with_capacity(1 << 20, File::open(path).with_context(describe)?);
         let mut magic = [0u8; 8];
         file.read_exact(&mut magic).with_context(describe)?;
-        ensure!(&magic == MAGIC, "{}: not a file of log-probabilities (no _logits_ at its start)", path.display());
+        ensure!(
+            &magic == MAGIC,
+            "{}: not a file of log-probabilities (no _logits_ at its start)",
+            path.display()
+        );
         let n_ctx = file.read_u32::<LittleEndian>().with_context(describe)? as u64;
         let n_vocab = file.read_i32::<LittleEndian>().with_context(describe)?;
         let n_chunk = file.read_i32::<LittleEndian>().with_context(describe)?;
@@ -154,10 +176,16 @@ impl LogitsReader {
         let mut chunks = Vec::with_capacity(n_chunk as usize);
         for _ in 0..n_chunk {
             let mut chunk = vec![0i32; n_ctx as usize];
-            file.read_i32_into::<LittleEndian>(&mut chunk).with_context(describe)?;
+            file.read_i32_into::<LittleEndian>(&mut chunk)
+                .with_context(describe)?;
             chunks.push(chunk);
         }
-        Ok(Self { file, path: path.to_owned(), n_vocab: n_vocab as usize, chunks })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            n_vocab: n_vocab as usize,
+            chunks,
+        })
     }
 
     /// The tokens that were evaluated.
@@ -177,9 +205,18 @@ impl LogitsReader {
             let mut values = vec![0u16; self.n_vocab.next_multiple_of(2)];
             self.file.read_u16_into::<LittleEndian>(&mut values)?;
             values.truncate(self.n_vocab);
-            Ok(CodedRow { scale, min_log_prob, values })
+            Ok(CodedRow {
+                scale,
+                min_log_prob,
+                values,
+            })
         };
-        read().with_context(|| format!("{}: cannot read these log-probabilities", self.path.display()))
+        read().with_context(|| {
+            format!(
+                "{}: cannot read these log-probabilities",
+                self.path.display()
+            )
+        })
     }
 }
 
@@ -189,7 +226,9 @@ mod tests {
 
     #[test]
     fn rows_keep_log_probabilities_to_their_resolution() {
-        let logits: Vec<f32> = (0..101).map(|i| ((i * 37) % 101) as f32 * 0.17 - 3.0).collect();
+        let logits: Vec<f32> = (0..101)
+            .map(|i| ((i * 37) % 101) as f32 * 0.17 - 3.0)
+            .collect();
         let row = CodedRow::encode(&logits);
         let norm = log_sum_exp(&logits) as f32;
         let max = logits.iter().copied().fold(f32::MIN, f32::max);
@@ -208,8 +247,9 @@ mod tests {
         let path = dir.path().join("l.kld");
         let chunks = vec![vec![1, 2, 3, 4, 5, 6], vec![6, 5, 4, 3, 2, 1]];
         let mut w = LogitsWriter::create(&path, 7, &chunks).unwrap();
-        let rows: Vec<CodedRow> =
-            (0..4).map(|r| CodedRow::encode(&(0..7).map(|i| (i * r) as f32 * 0.3).collect::<Vec<_>>())).collect();
+        let rows: Vec<CodedRow> = (0..4)
+            .map(|r| CodedRow::encode(&(0..7).map(|i| (i * r) as f32 * 0.3).collect::<Vec<_>>()))
+            .collect();
         rows.iter().for_each(|r| w.push(r).unwrap());
         w.finish().unwrap();
         let mut r = LogitsReader::open(&path).unwrap();

@@ -22,7 +22,14 @@ impl Estimate {
         }
         let mean = values.iter().sum::<f64>() / n;
         let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
-        Self { value: mean, error: if n > 1.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 } }
+        Self {
+            value: mean,
+            error: if n > 1.0 {
+                (variance / (n - 1.0)).sqrt()
+            } else {
+                0.0
+            },
+        }
     }
 }
 
@@ -64,7 +71,9 @@ pub struct Divergence {
 
 /// Value at `fraction` of the sorted values, linear between neighbours.
 pub(super) fn percentile(sorted: &[f64], fraction: f64) -> f64 {
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return 0.0;
+    };
     let at = fraction.clamp(0.0, 1.0) * last as f64;
     let (low, t) = (at.floor() as usize, at.fract());
     sorted[low] + t * (sorted[(low + 1).min(last)] - sorted[low])
@@ -73,15 +82,36 @@ pub(super) fn percentile(sorted: &[f64], fraction: f64) -> f64 {
 impl fmt::Display for EvalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = &self.perplexity;
-        writeln!(f, "{} tokens scored in {} chunks of {}", self.tokens, self.n_chunks, self.n_ctx)?;
+        writeln!(
+            f,
+            "{} tokens scored in {} chunks of {}",
+            self.tokens, self.n_chunks, self.n_ctx
+        )?;
         writeln!(f, "perplexity       {:.4} ± {:.4}", p.value, p.error)?;
         if let Some(d) = &self.divergence {
             let r = &d.perplexity_ratio;
-            writeln!(f, "reference        {:.4}, ratio {:.4} ± {:.4}", d.reference_perplexity.value, r.value, r.error)?;
-            writeln!(f, "KL divergence    mean {:.6} ± {:.6} nats a token", d.mean_kld.value, d.mean_kld.error)?;
-            writeln!(f, "                 median {:.6}, 99 % {:.6}, largest {:.4}", d.median_kld, d.kld_99, d.max_kld)?;
+            writeln!(
+                f,
+                "reference        {:.4}, ratio {:.4} ± {:.4}",
+                d.reference_perplexity.value, r.value, r.error
+            )?;
+            writeln!(
+                f,
+                "KL divergence    mean {:.6} ± {:.6} nats a token",
+                d.mean_kld.value, d.mean_kld.error
+            )?;
+            writeln!(
+                f,
+                "                 median {:.6}, 99 % {:.6}, largest {:.4}",
+                d.median_kld, d.kld_99, d.max_kld
+            )?;
             let t = &d.same_top;
-            writeln!(f, "same top token   {:.2} % ± {:.2}", t.value * 100.0, t.error * 100.0)?;
+            writeln!(
+                f,
+                "same top token   {:.2} % ± {:.2}",
+                t.value * 100.0,
+                t.error * 100.0
+            )?;
             writeln!(f, "RMS Δp           {:.3} %", d.rms_delta_p * 100.0)?;
         }
         Ok(())

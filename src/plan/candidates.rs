@@ -8,8 +8,8 @@ use crate::gguf::{GgmlType, TensorInfo};
 pub fn default_types() -> Vec<GgmlType> {
     use GgmlType::*;
     vec![
-        IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, Q2_K, IQ3_XXS, IQ3_S, Q3_K, IQ4_XS, IQ4_NL, Q4_0, Q4_K, Q4_1, Q5_0, Q5_K,
-        Q5_1, Q6_K, Q8_0,
+        IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, Q2_K, IQ3_XXS, IQ3_S, Q3_K, IQ4_XS, IQ4_NL, Q4_0,
+        Q4_K, Q4_1, Q5_0, Q5_K, Q5_1, Q6_K, Q8_0,
     ]
 }
 

@@ -62,7 +62,14 @@ impl CostModel {
         }
         match self.curves.get(tensor) {
             Some(curve) => interpolate(curve, error),
-            None => error * self.slopes.get(tensor).copied().unwrap_or(DEFAULT_SENSITIVITY),
+            None => {
+                error
+                    * self
+                        .slopes
+                        .get(tensor)
+                        .copied()
+                        .unwrap_or(DEFAULT_SENSITIVITY)
+            }
         }
     }
 
@@ -72,8 +79,15 @@ impl CostModel {
     }
 
     /// Expected divergence of a whole choice of types.
-    pub fn total<'a>(&self, choice: impl IntoIterator<Item = (&'a str, GgmlType)>, errors: &ErrorTable) -> f64 {
-        choice.into_iter().map(|(name, ty)| errors.get(name, ty).map_or(0.0, |e| self.cost(name, e))).sum()
+    pub fn total<'a>(
+        &self,
+        choice: impl IntoIterator<Item = (&'a str, GgmlType)>,
+        errors: &ErrorTable,
+    ) -> f64 {
+        choice
+            .into_iter()
+            .map(|(name, ty)| errors.get(name, ty).map_or(0.0, |e| self.cost(name, e)))
+            .sum()
     }
 }
 
@@ -96,7 +110,11 @@ fn interpolate(curve: &[(f64, f64)], error: f64) -> f64 {
 
 /// Divergence per error of a tensor that was not measured: between the nearest measured layers of its class,
 /// by distance, in logarithms; the geometric mean of all measured tensors where its class has none.
-fn borrowed_slope(view: &ModelView, tensor: &TensorView, curves: &BTreeMap<String, Vec<(f64, f64)>>) -> f64 {
+fn borrowed_slope(
+    view: &ModelView,
+    tensor: &TensorView,
+    curves: &BTreeMap<String, Vec<(f64, f64)>>,
+) -> f64 {
     let slope = |curve: &[(f64, f64)]| {
         let (e, k) = curve[curve.len() / 2];
         k / e

@@ -24,7 +24,10 @@ impl ErrorTable {
 
     /// Sets an error; used where it is known otherwise.
     pub fn insert(&mut self, tensor: &str, ty: GgmlType, error: f64) {
-        self.errors.entry(tensor.to_owned()).or_default().insert(ty, error);
+        self.errors
+            .entry(tensor.to_owned())
+            .or_default()
+            .insert(ty, error);
     }
 }
 
@@ -59,9 +62,14 @@ pub fn measure_errors(
             .par_iter()
             .map(|piece| {
                 let (tensor, types) = &tensors[piece.tensor];
-                let sums = measure_piece(source, tensor, types, analysis, importance, piece).with_context(|| {
-                    format!("{}: tensor {}", source.paths()[tensor.part].display(), tensor.name)
-                });
+                let sums = measure_piece(source, tensor, types, analysis, importance, piece)
+                    .with_context(|| {
+                        format!(
+                            "{}: tensor {}",
+                            source.paths()[tensor.part].display(),
+                            tensor.name
+                        )
+                    });
                 bar.inc(1);
                 sums
             })
@@ -69,7 +77,10 @@ pub fn measure_errors(
     })?;
     bar.finish();
 
-    let mut totals: Vec<Vec<f64>> = tensors.iter().map(|(_, types)| vec![0.0; types.len() + 1]).collect();
+    let mut totals: Vec<Vec<f64>> = tensors
+        .iter()
+        .map(|(_, types)| vec![0.0; types.len() + 1])
+        .collect();
     for (piece, sums) in pieces.iter().zip(&partial) {
         for (t, s) in totals[piece.tensor].iter_mut().zip(sums) {
             *t += s;
@@ -104,11 +115,17 @@ fn push_pieces(pieces: &mut Vec<Piece>, index: usize, tensor: &TensorInfo, max_v
     }
     // At least four rows of each matrix, so that every expert counts.
     let wanted = (max_values / n_in / n_mat).clamp(per_matrix.min(4), per_matrix);
-    let rows: Vec<usize> = (0..wanted).map(|i| (i * per_matrix / wanted) as usize).collect();
+    let rows: Vec<usize> = (0..wanted)
+        .map(|i| (i * per_matrix / wanted) as usize)
+        .collect();
     let chunk = ((PIECE_VALUES / n_in).max(1)) as usize;
     for matrix in 0..n_mat as usize {
         for rows in rows.chunks(chunk) {
-            pieces.push(Piece { tensor: index, matrix, rows: rows.to_vec() });
+            pieces.push(Piece {
+                tensor: index,
+                matrix,
+                rows: rows.to_vec(),
+            });
         }
     }
 }
@@ -123,7 +140,10 @@ fn measure_piece(
     piece: &Piece,
 ) -> Result<Vec<f64>> {
     let n_in = tensor.ne(0) as usize;
-    let src_row = tensor.ty.row_bytes(tensor.ne(0)).context("rows do not hold whole blocks")? as usize;
+    let src_row = tensor
+        .ty
+        .row_bytes(tensor.ne(0))
+        .context("rows do not hold whole blocks")? as usize;
     let data = source.data(tensor);
     let mut values = vec![0f32; n_in * piece.rows.len()];
     for (row, out) in piece.rows.iter().zip(values.chunks_exact_mut(n_in)) {
@@ -144,7 +164,9 @@ fn measure_piece(
             sums.push(0.0);
             continue;
         }
-        let row_bytes = ty.row_bytes(n_in as u64).context("rows do not hold whole blocks")? as usize;
+        let row_bytes = ty
+            .row_bytes(n_in as u64)
+            .context("rows do not hold whole blocks")? as usize;
         let mut coded = vec![0u8; row_bytes * piece.rows.len()];
         ggml::encode(ty, &values, n_in, imp, &mut coded)?;
         ggml::decode(ty, &coded, &mut back)?;

@@ -81,12 +81,19 @@ struct Recipe {
 impl Plan {
     /// The chosen types by tensor name.
     pub fn types(&self) -> BTreeMap<String, GgmlType> {
-        self.tensors.iter().map(|t| (t.name.clone(), t.ty)).collect()
+        self.tensors
+            .iter()
+            .map(|t| (t.name.clone(), t.ty))
+            .collect()
     }
 
     /// Relative distance of the objective from the bound.
     pub fn gap(&self) -> f64 {
-        if self.objective > 0.0 { (self.objective - self.bound).max(0.0) / self.objective } else { 0.0 }
+        if self.objective > 0.0 {
+            (self.objective - self.bound).max(0.0) / self.objective
+        } else {
+            0.0
+        }
     }
 
     /// The recipe's text.
@@ -99,8 +106,16 @@ impl Plan {
         let _ = writeln!(s, "budget_bytes = {}", self.budget_bytes);
         let _ = writeln!(s, "file_bytes = {}", self.file_bytes);
         let _ = writeln!(s, "bpw = {:?}", self.bpw);
-        let _ = writeln!(s, "objective = {:?} # expected KL divergence, nats per token", self.objective);
-        let _ = writeln!(s, "bound = {:?} # no choice within the budget can do better", self.bound);
+        let _ = writeln!(
+            s,
+            "objective = {:?} # expected KL divergence, nats per token",
+            self.objective
+        );
+        let _ = writeln!(
+            s,
+            "bound = {:?} # no choice within the budget can do better",
+            self.bound
+        );
         let _ = writeln!(s, "exact = {}", self.exact);
         s.push_str("\n[tensors]\n");
         for t in &self.tensors {
@@ -134,13 +149,25 @@ impl Plan {
     /// Not a recipe, an unknown type, or an unknown version.
     pub fn from_toml(text: &str) -> Result<Self> {
         let recipe: Recipe = toml::from_str(text)?;
-        ensure!(recipe.version == VERSION, "version {} of the plan's form; this program knows {VERSION}", recipe.version);
+        ensure!(
+            recipe.version == VERSION,
+            "version {} of the plan's form; this program knows {VERSION}",
+            recipe.version
+        );
         let tensors = recipe
             .tensors
             .into_iter()
             .map(|(name, ty)| {
-                let ty = ty.parse::<GgmlType>().with_context(|| format!("tensor {name}"))?;
-                Ok(TensorChoice { name, ty, bytes: 0, error: 0.0, cost: 0.0 })
+                let ty = ty
+                    .parse::<GgmlType>()
+                    .with_context(|| format!("tensor {name}"))?;
+                Ok(TensorChoice {
+                    name,
+                    ty,
+                    bytes: 0,
+                    error: 0.0,
+                    cost: 0.0,
+                })
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -161,10 +188,17 @@ impl Plan {
     /// # Errors
     /// As [`Plan::from_toml`], and when the file cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(path).with_context(|| format!("{}: cannot read this plan", path.display()))?;
-        ensure!(meta.is_file() && meta.len() < 64 << 20, "{}: not a plan", path.display());
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read this plan", path.display()))?;
-        Self::from_toml(&text).with_context(|| format!("{}: not a plan that can be used", path.display()))
+        let meta = std::fs::metadata(path)
+            .with_context(|| format!("{}: cannot read this plan", path.display()))?;
+        ensure!(
+            meta.is_file() && meta.len() < 64 << 20,
+            "{}: not a plan",
+            path.display()
+        );
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read this plan", path.display()))?;
+        Self::from_toml(&text)
+            .with_context(|| format!("{}: not a plan that can be used", path.display()))
     }
 
     /// Checks the plan against a model: every tensor exists, and its rows fill the type's blocks. Fills in
@@ -175,7 +209,10 @@ impl Plan {
     pub fn fit_to_model(&mut self, source: &Gguf) -> Result<()> {
         for choice in &mut self.tensors {
             let Some(tensor) = source.tensor(&choice.name) else {
-                bail!("tensor {}: the plan names it and the model has none of that name", choice.name);
+                bail!(
+                    "tensor {}: the plan names it and the model has none of that name",
+                    choice.name
+                );
             };
             let Some(row) = choice.ty.row_bytes(tensor.ne(0)) else {
                 bail!(
@@ -212,21 +249,42 @@ mod tests {
             objective: 0.0125,
             bound: 0.0124,
             tensors: vec![
-                TensorChoice { name: "a.weight".into(), ty: GgmlType::Q4_K, bytes: 5, error: 0.01, cost: 1e-3 },
-                TensorChoice { name: "b \"odd\".weight".into(), ty: GgmlType::IQ2_XXS, bytes: 5, error: 0.01, cost: 1e-3 },
+                TensorChoice {
+                    name: "a.weight".into(),
+                    ty: GgmlType::Q4_K,
+                    bytes: 5,
+                    error: 0.01,
+                    cost: 1e-3,
+                },
+                TensorChoice {
+                    name: "b \"odd\".weight".into(),
+                    ty: GgmlType::IQ2_XXS,
+                    bytes: 5,
+                    error: 0.01,
+                    cost: 1e-3,
+                },
             ],
             ..Plan::default()
         };
         let text = plan.to_toml();
         let read = Plan::from_toml(&text).unwrap();
         assert_eq!(read.types(), plan.types());
-        assert_eq!((read.budget_bytes, read.objective, read.bpw), (1000, 0.0125, 3.25));
+        assert_eq!(
+            (read.budget_bytes, read.objective, read.bpw),
+            (1000, 0.0125, 3.25)
+        );
         let edited = text.replace("q4_K", "Q6_K");
-        assert_eq!(Plan::from_toml(&edited).unwrap().types()["a.weight"], GgmlType::Q6_K);
+        assert_eq!(
+            Plan::from_toml(&edited).unwrap().types()["a.weight"],
+            GgmlType::Q6_K
+        );
         assert!(Plan::from_toml(&text.replace("q4_K", "q4_X")).is_err());
         assert!(Plan::from_toml(&text.replace("version = 1", "version = 9")).is_err());
         assert!(Plan::from_toml("nonsense").is_err());
-        assert_eq!(plan.to_tensor_type_file().lines().next().unwrap(), "^a\\.weight$=q4_K");
+        assert_eq!(
+            plan.to_tensor_type_file().lines().next().unwrap(),
+            "^a\\.weight$=q4_K"
+        );
         assert!((plan.gap() - 0.008).abs() < 1e-12);
     }
 }

@@ -54,7 +54,9 @@ impl<'a> PlanInputs<'a> {
             .filter(|t| t.quantizable && crate::ggml::can_decode(source.tensors[t.index].ty))
             .map(|t| {
                 let tensor = &source.tensors[t.index];
-                let known = importance.of(&tensor.name, 0, tensor.ne(0) as usize).is_some();
+                let known = importance
+                    .of(&tensor.name, 0, tensor.ne(0) as usize)
+                    .is_some();
                 (tensor, candidates.of(tensor, known))
             })
             .collect()
@@ -65,9 +67,16 @@ impl<'a> PlanInputs<'a> {
 ///
 /// # Errors
 /// A type does not fit.
-pub fn plan_bytes(source: &Gguf, types: &BTreeMap<String, GgmlType>, records: &[(&str, String)]) -> Result<u64> {
+pub fn plan_bytes(
+    source: &Gguf,
+    types: &BTreeMap<String, GgmlType>,
+    records: &[(&str, String)],
+) -> Result<u64> {
     let metadata = output_metadata(source, types, records);
-    Ok(shard_layouts(source, &metadata, types, None)?.iter().map(crate::gguf::GgufLayout::file_size).sum())
+    Ok(shard_layouts(source, &metadata, types, None)?
+        .iter()
+        .map(crate::gguf::GgufLayout::file_size)
+        .sum())
 }
 
 /// Makes the plan with the smallest expected divergence within the budget.
@@ -75,9 +84,17 @@ pub fn plan_bytes(source: &Gguf, types: &BTreeMap<String, GgmlType>, records: &[
 /// # Errors
 /// The budget is below the smallest possible file, or the data cannot be used.
 pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
-    let choices = PlanInputs::choices(inputs.source, inputs.view, inputs.importance, inputs.candidates);
+    let choices = PlanInputs::choices(
+        inputs.source,
+        inputs.view,
+        inputs.importance,
+        inputs.candidates,
+    );
     if choices.is_empty() {
-        bail!("{}: no tensor of this model can be quantized", inputs.source.paths()[0].display());
+        bail!(
+            "{}: no tensor of this model can be quantized",
+            inputs.source.paths()[0].display()
+        );
     }
     let n_weights: u64 = inputs.source.tensors.iter().map(TensorInfo::n_elems).sum();
     let smallest: BTreeMap<String, GgmlType> = choices
@@ -91,10 +108,16 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
     // What does not depend on the choice: metadata, tensors that keep their type.
     let alignment = inputs.source.alignment;
     let padded = |t: &TensorInfo, ty: GgmlType| {
-        ty.row_bytes(t.ne(0)).map(|row| (row * t.n_rows()).next_multiple_of(alignment)).unwrap_or(u64::MAX)
+        ty.row_bytes(t.ne(0))
+            .map(|row| (row * t.n_rows()).next_multiple_of(alignment))
+            .unwrap_or(u64::MAX)
     };
     let smallest_file = plan_bytes(inputs.source, &smallest, inputs.records)?;
-    let fixed = smallest_file - choices.iter().map(|(t, _)| padded(t, smallest[&t.name])).sum::<u64>();
+    let fixed = smallest_file
+        - choices
+            .iter()
+            .map(|(t, _)| padded(t, smallest[&t.name]))
+            .sum::<u64>();
     let budget_bytes = match budget {
         Budget::Bytes(n) => n,
         Budget::BitsPerWeight(bpw) => {
@@ -116,11 +139,13 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         let item = types
             .iter()
             .map(|ty| {
-                let error = inputs
-                    .errors
-                    .get(&tensor.name, *ty)
-                    .with_context(|| format!("tensor {}: its error in {ty} was not measured", tensor.name))?;
-                Ok(Choice { bytes: padded(tensor, *ty), cost: costs.cost(&tensor.name, error) })
+                let error = inputs.errors.get(&tensor.name, *ty).with_context(|| {
+                    format!("tensor {}: its error in {ty} was not measured", tensor.name)
+                })?;
+                Ok(Choice {
+                    bytes: padded(tensor, *ty),
+                    cost: costs.cost(&tensor.name, error),
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         items.push(item);
@@ -131,7 +156,11 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
             "the budget of {} is too small: with the smallest allowed types the file has {}; allow more, or smaller types{}",
             crate::units::bytes(budget_bytes),
             crate::units::bytes(minimum + fixed),
-            if inputs.analysis.weights.is_empty() { " (most types below 3 bits need importance data)" } else { "" }
+            if inputs.analysis.weights.is_empty() {
+                " (most types below 3 bits need importance data)"
+            } else {
+                ""
+            }
         ),
         Err(e) => return Err(e.into()),
     };
@@ -142,7 +171,10 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         .map(|(((tensor, types), item), &pick)| TensorChoice {
             name: tensor.name.clone(),
             ty: types[pick],
-            bytes: types[pick].row_bytes(TensorInfo::ne(tensor, 0)).unwrap_or(0) * tensor.n_rows(),
+            bytes: types[pick]
+                .row_bytes(TensorInfo::ne(tensor, 0))
+                .unwrap_or(0)
+                * tensor.n_rows(),
             error: inputs.errors.get(&tensor.name, types[pick]).unwrap_or(0.0),
             cost: item[pick].cost,
         })
@@ -161,7 +193,12 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         .source
         .tensors
         .iter()
-        .map(|t| types.get(&t.name).and_then(|ty| ty.row_bytes(t.ne(0))).map_or(t.n_bytes(), |r| r * t.n_rows()))
+        .map(|t| {
+            types
+                .get(&t.name)
+                .and_then(|ty| ty.row_bytes(t.ne(0)))
+                .map_or(t.n_bytes(), |r| r * t.n_rows())
+        })
         .sum();
     plan.bpw = data as f64 * 8.0 / n_weights as f64;
     Ok(plan)

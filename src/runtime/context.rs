@@ -25,7 +25,11 @@ impl ContextOptions {
     pub fn for_chunks(n_ctx: usize, n_vocab: usize, n_threads: usize) -> Self {
         let by_tokens = (2048 / n_ctx.max(1)).max(1);
         let by_logits = ((256 << 20) / (4 * n_vocab.max(1) * n_ctx.max(1))).max(1);
-        Self { n_ctx, n_seq: by_tokens.min(by_logits), n_threads }
+        Self {
+            n_ctx,
+            n_seq: by_tokens.min(by_logits),
+            n_threads,
+        }
     }
 }
 
@@ -46,9 +50,15 @@ impl<'m> Context<'m> {
     /// # Errors
     /// llama.cpp refuses, out of memory for example.
     pub fn new(model: &'m Model, options: ContextOptions) -> Result<Self> {
-        ensure!(options.n_ctx > 0 && options.n_seq > 0, "a context needs at least one token and one sequence");
+        ensure!(
+            options.n_ctx > 0 && options.n_seq > 0,
+            "a context needs at least one token and one sequence"
+        );
         let capacity = options.n_ctx * options.n_seq;
-        ensure!(capacity <= i32::MAX as usize / 2, "a context of {capacity} tokens is too large");
+        ensure!(
+            capacity <= i32::MAX as usize / 2,
+            "a context of {capacity} tokens is too large"
+        );
         let mut hook = Hook::new();
         // SAFETY: a plain value.
         let mut params = unsafe { sys::llama_context_default_params() };
@@ -64,11 +74,23 @@ impl<'m> Context<'m> {
         // SAFETY: the model outlives the context (lifetime 'm), and the hook is boxed and kept beside it.
         let raw = unsafe { sys::llama_init_from_model(model.raw(), params) };
         let Some(raw) = NonNull::new(raw) else {
-            bail!("{}: llama.cpp cannot create a context of {capacity} tokens{}", model.path().display(), log::explain());
+            bail!(
+                "{}: llama.cpp cannot create a context of {capacity} tokens{}",
+                model.path().display(),
+                log::explain()
+            );
         };
         // SAFETY: plain sizes; the batch is freed in drop.
         let batch = unsafe { sys::llama_batch_init(capacity as i32, 0, 1) };
-        Ok(Self { raw, batch, capacity, hook, options, n_vocab: model.vocab().n_tokens(), model })
+        Ok(Self {
+            raw,
+            batch,
+            capacity,
+            hook,
+            options,
+            n_vocab: model.vocab().n_tokens(),
+            model,
+        })
     }
 
     /// The options the context was made with.
@@ -91,9 +113,14 @@ impl<'m> Context<'m> {
     ) -> Result<Vec<&'c [f32]>> {
         let len = sequences.first().map_or(0, |s| s.len());
         let n_tokens: usize = sequences.iter().map(|s| s.len()).sum();
-        ensure!(len > 0 && sequences.iter().all(|s| s.len() == len), "sequences must be of one length and not empty");
         ensure!(
-            len <= self.options.n_ctx && sequences.len() <= self.options.n_seq && n_tokens <= self.capacity,
+            len > 0 && sequences.iter().all(|s| s.len() == len),
+            "sequences must be of one length and not empty"
+        );
+        ensure!(
+            len <= self.options.n_ctx
+                && sequences.len() <= self.options.n_seq
+                && n_tokens <= self.capacity,
             "{} sequences of {len} tokens do not fit a context of {} x {}",
             sequences.len(),
             self.options.n_seq,
@@ -101,7 +128,11 @@ impl<'m> Context<'m> {
         );
         ensure!(first_output < len, "no position to compute logits for");
         let n_vocab = self.n_vocab as i32;
-        if let Some(bad) = sequences.iter().flat_map(|s| s.iter()).find(|&&t| t < 0 || t >= n_vocab) {
+        if let Some(bad) = sequences
+            .iter()
+            .flat_map(|s| s.iter())
+            .find(|&&t| t < 0 || t >= n_vocab)
+        {
             bail!("token {bad} is outside the model's vocabulary of {n_vocab}");
         }
         // SAFETY: the batch was allocated for `capacity` tokens with one sequence id each, and
@@ -144,7 +175,11 @@ impl<'m> Context<'m> {
             // and stay valid until the next evaluation, which needs &mut self.
             let logits = unsafe {
                 let p = sys::llama_get_logits_ith(self.raw.as_ptr(), index);
-                ensure!(!p.is_null(), "llama.cpp returned no logits for token {index}{}", log::explain());
+                ensure!(
+                    !p.is_null(),
+                    "llama.cpp returned no logits for token {index}{}",
+                    log::explain()
+                );
                 std::slice::from_raw_parts(p, rows * self.n_vocab)
             };
             out.push(logits);

@@ -19,7 +19,11 @@ mod x86 {
             let xcr0 = unsafe { xgetbv0() };
             xcr0 & 6 == 6
         };
-        let l7_ebx = if max_leaf >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
+        let l7_ebx = if max_leaf >= 7 {
+            __cpuid_count(7, 0).ebx
+        } else {
+            0
+        };
         let present = [
             bit(l1.ecx, 28) && ymm_saved,
             bit(l7_ebx, 5) && ymm_saved,
@@ -48,7 +52,10 @@ mod x86 {
 
     pub fn missing() -> Vec<&'static str> {
         let bits = missing_bits();
-        (0..NAMES.len()).filter(|i| (bits >> i) & 1 == 1).map(|i| NAMES[i]).collect()
+        (0..NAMES.len())
+            .filter(|i| (bits >> i) & 1 == 1)
+            .map(|i| NAMES[i])
+            .collect()
     }
 
     #[cfg(target_os = "linux")]

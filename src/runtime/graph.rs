@@ -24,7 +24,10 @@ impl<'a> Node<'a> {
         let bytes = &self.tensor.name;
         // SAFETY: c_char and u8 have the same layout, and the array is 64 bytes long.
         let bytes = unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast::<u8>(), bytes.len()) };
-        CStr::from_bytes_until_nul(bytes).ok().and_then(|c| c.to_str().ok()).unwrap_or("")
+        CStr::from_bytes_until_nul(bytes)
+            .ok()
+            .and_then(|c| c.to_str().ok())
+            .unwrap_or("")
     }
 
     /// Dimensions, the contiguous one first; 1 beyond the last.
@@ -90,7 +93,9 @@ impl<'a> Node<'a> {
         let offset = i1 * t.nb[1] + i2 * t.nb[2] + i3 * t.nb[3];
         // SAFETY: the row lies inside the tensor's allocation (indices are below ne, strides are ggml's),
         // values are contiguous and aligned to their size, and nothing writes during the callback.
-        Some(unsafe { std::slice::from_raw_parts(t.data.cast::<u8>().add(offset).cast::<T>(), ne[0]) })
+        Some(unsafe {
+            std::slice::from_raw_parts(t.data.cast::<u8>().add(offset).cast::<T>(), ne[0])
+        })
     }
 }
 
@@ -110,17 +115,28 @@ pub(super) struct Hook {
 
 impl Hook {
     pub(super) fn new() -> Box<Self> {
-        Box::new(Self { observer: std::ptr::null_mut::<Nothing>() as *mut dyn Observer, panic: None })
+        Box::new(Self {
+            observer: std::ptr::null_mut::<Nothing>() as *mut dyn Observer,
+            panic: None,
+        })
     }
 
     /// Sets the observer until the guard is dropped.
-    pub(super) fn attach<'a>(hook: *mut Hook, observer: &'a mut (dyn Observer + 'a)) -> Attached<'a> {
+    pub(super) fn attach<'a>(
+        hook: *mut Hook,
+        observer: &'a mut (dyn Observer + 'a),
+    ) -> Attached<'a> {
         // SAFETY: `hook` is the context's own box; the transmuted lifetime is kept by the guard.
         unsafe {
-            (*hook).observer =
-                std::mem::transmute::<*mut (dyn Observer + 'a), *mut (dyn Observer + 'static)>(observer);
+            (*hook).observer = std::mem::transmute::<
+                *mut (dyn Observer + 'a),
+                *mut (dyn Observer + 'static),
+            >(observer);
         }
-        Attached { hook, life: PhantomData }
+        Attached {
+            hook,
+            life: PhantomData,
+        }
     }
 
     pub(super) fn take_panic(&mut self) -> Option<Box<dyn Any + Send>> {
@@ -150,7 +166,11 @@ impl Drop for Attached<'_> {
 }
 
 /// The `cb_eval` callback. `ask` true: is this node wanted; false: here it is, go on?
-pub(super) unsafe extern "C" fn callback(t: *mut sys::ggml_tensor, ask: bool, data: *mut c_void) -> bool {
+pub(super) unsafe extern "C" fn callback(
+    t: *mut sys::ggml_tensor,
+    ask: bool,
+    data: *mut c_void,
+) -> bool {
     // SAFETY: `data` is the context's hook, and `t` a live node.
     let (hook, tensor) = unsafe { (&mut *data.cast::<Hook>(), t.as_ref()) };
     let Some(tensor) = tensor else { return !ask };

@@ -48,8 +48,15 @@ impl Model {
         // SAFETY: the path is NUL-terminated and the parameters are the defaults with plain values changed.
         let raw = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
         match NonNull::new(raw) {
-            Some(raw) => Ok(Self { raw, path: path.to_owned() }),
-            None => bail!("{}: llama.cpp cannot load this model{}", path.display(), log::explain()),
+            Some(raw) => Ok(Self {
+                raw,
+                path: path.to_owned(),
+            }),
+            None => bail!(
+                "{}: llama.cpp cannot load this model{}",
+                path.display(),
+                log::explain()
+            ),
         }
     }
 
@@ -124,7 +131,10 @@ impl Vocab<'_> {
     pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<i32>> {
         let len = i32::try_from(text.len()).context("a text to tokenize is longer than 2 GiB")?;
         if self.n_tokens() == 0 {
-            bail!("{}: the model carries no vocabulary", self._model.path.display());
+            bail!(
+                "{}: the model carries no vocabulary",
+                self._model.path.display()
+            );
         }
         let mut tokens = vec![0i32; text.len() / 2 + 16];
         loop {
@@ -155,5 +165,6 @@ impl Vocab<'_> {
 /// `path` as a C string.
 pub(super) fn c_path(path: &Path) -> Result<CString> {
     use std::os::unix::ffi::OsStrExt;
-    CString::new(path.as_os_str().as_bytes()).with_context(|| format!("{}: the path holds a NUL byte", path.display()))
+    CString::new(path.as_os_str().as_bytes())
+        .with_context(|| format!("{}: the path holds a NUL byte", path.display()))
 }

@@ -84,11 +84,21 @@ impl fmt::Display for Preset {
 impl FromStr for Preset {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        let name = ALIASES.iter().find(|a| a.0.eq_ignore_ascii_case(s)).map_or(s, |a| a.1);
-        PRESETS.iter().position(|p| p.0.eq_ignore_ascii_case(name)).map(Preset).ok_or_else(|| {
-            let known: Vec<&str> = PRESETS.iter().map(|p| p.0).collect();
-            format!("{s} is not a llama.cpp preset; known are {}", known.join(", "))
-        })
+        let name = ALIASES
+            .iter()
+            .find(|a| a.0.eq_ignore_ascii_case(s))
+            .map_or(s, |a| a.1);
+        PRESETS
+            .iter()
+            .position(|p| p.0.eq_ignore_ascii_case(name))
+            .map(Preset)
+            .ok_or_else(|| {
+                let known: Vec<&str> = PRESETS.iter().map(|p| p.0).collect();
+                format!(
+                    "{s} is not a llama.cpp preset; known are {}",
+                    known.join(", ")
+                )
+            })
     }
 }
 
@@ -102,11 +112,25 @@ pub type ImportanceData = BTreeMap<String, Vec<f32>>;
 ///
 /// # Errors
 /// llama.cpp refuses the file or the preset.
-pub fn preset_types(source: &Path, preset: Preset, with_imatrix: bool) -> Result<BTreeMap<String, GgmlType>> {
+pub fn preset_types(
+    source: &Path,
+    preset: Preset,
+    with_imatrix: bool,
+) -> Result<BTreeMap<String, GgmlType>> {
     super::init();
     let marker = BTreeMap::from([("moqa.dry.run".to_owned(), vec![1.0f32])]);
-    let (status, lines) =
-        log::capture(|| quantize(source, None, preset, 1, true, with_imatrix.then_some(&marker), &[], false));
+    let (status, lines) = log::capture(|| {
+        quantize(
+            source,
+            None,
+            preset,
+            1,
+            true,
+            with_imatrix.then_some(&marker),
+            &[],
+            false,
+        )
+    });
     ensure!(
         status? == 0,
         "{}: llama.cpp cannot plan {preset} for this model{}",
@@ -155,7 +179,16 @@ pub fn write_preset(
 ) -> Result<()> {
     super::init();
     log::explain();
-    let status = quantize(source, Some(target), preset, n_threads, false, importance, overrides, pure)?;
+    let status = quantize(
+        source,
+        Some(target),
+        preset,
+        n_threads,
+        false,
+        importance,
+        overrides,
+        pure,
+    )?;
     ensure!(
         status == 0,
         "{}: llama.cpp cannot quantize this model to {preset}{}",
@@ -187,17 +220,33 @@ fn quantize(
         .into_iter()
         .flat_map(|m| m.values())
         .zip(&names)
-        .map(|(v, name)| sys::llama_model_imatrix_data { name: name.as_ptr(), data: v.as_ptr(), size: v.len() })
+        .map(|(v, name)| sys::llama_model_imatrix_data {
+            name: name.as_ptr(),
+            data: v.as_ptr(),
+            size: v.len(),
+        })
         .collect();
-    entries.push(sys::llama_model_imatrix_data { name: std::ptr::null(), data: std::ptr::null(), size: 0 });
-    let patterns: Vec<CString> = overrides.iter().map(|o| CString::new(o.0.as_str())).collect::<Result<_, _>>()?;
+    entries.push(sys::llama_model_imatrix_data {
+        name: std::ptr::null(),
+        data: std::ptr::null(),
+        size: 0,
+    });
+    let patterns: Vec<CString> = overrides
+        .iter()
+        .map(|o| CString::new(o.0.as_str()))
+        .collect::<Result<_, _>>()?;
     let mut tensor_overrides: Vec<sys::llama_model_tensor_override> = patterns
         .iter()
         .zip(overrides)
-        .map(|(p, o)| sys::llama_model_tensor_override { pattern: p.as_ptr(), type_: o.1.id() })
+        .map(|(p, o)| sys::llama_model_tensor_override {
+            pattern: p.as_ptr(),
+            type_: o.1.id(),
+        })
         .collect();
-    tensor_overrides
-        .push(sys::llama_model_tensor_override { pattern: std::ptr::null(), type_: sys::GGML_TYPE_COUNT });
+    tensor_overrides.push(sys::llama_model_tensor_override {
+        pattern: std::ptr::null(),
+        type_: sys::GGML_TYPE_COUNT,
+    });
     // SAFETY: a plain value.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
     params.ftype = preset.ftype();
@@ -222,10 +271,19 @@ mod tests {
     #[test]
     fn dry_run_lines_are_understood() {
         let line = "[   3/  63] blk.0.attn_k.weight                  - [   256,    128,      1,      1], type =   bf16, size =     0.06 MiB ->     0.01 MiB (q3_K)";
-        assert_eq!(parse_dry_run_line(line), Some(("blk.0.attn_k.weight", GgmlType::Q3_K)));
+        assert_eq!(
+            parse_dry_run_line(line),
+            Some(("blk.0.attn_k.weight", GgmlType::Q3_K))
+        );
         let kept = "[   1/  63] output_norm.weight                   - [   256,      1,      1,      1], type =    f32, size =    0.001 MiB";
-        assert_eq!(parse_dry_run_line(kept), Some(("output_norm.weight", GgmlType::F32)));
-        assert_eq!(parse_dry_run_line("llama_model_loader: loaded meta data"), None);
+        assert_eq!(
+            parse_dry_run_line(kept),
+            Some(("output_norm.weight", GgmlType::F32))
+        );
+        assert_eq!(
+            parse_dry_run_line("llama_model_loader: loaded meta data"),
+            None
+        );
     }
 
     #[test]

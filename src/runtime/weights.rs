@@ -35,7 +35,9 @@ impl AlignedBytes {
         let layout = Self::layout(len);
         // SAFETY: the layout is not zero-sized.
         let ptr = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
+        let Some(ptr) = NonNull::new(ptr) else {
+            handle_alloc_error(layout)
+        };
         Self { ptr, len }
     }
 
@@ -110,10 +112,22 @@ impl<'m> WeightHandles<'m> {
             .map(|(name, tensor)| {
                 // SAFETY: weights live as long as the model ('m), whose context was just evaluated.
                 let t = unsafe { &*tensor };
-                (name, Original { tensor, type_: t.type_, nb: t.nb, data: t.data })
+                (
+                    name,
+                    Original {
+                        tensor,
+                        type_: t.type_,
+                        nb: t.nb,
+                        data: t.data,
+                    },
+                )
             })
             .collect();
-        Ok(Self { originals, replaced: BTreeMap::new(), model: PhantomData })
+        Ok(Self {
+            originals,
+            replaced: BTreeMap::new(),
+            model: PhantomData,
+        })
     }
 
     /// Whether the graph uses a weight of this name in a way that allows an exchange.
@@ -126,7 +140,12 @@ impl<'m> WeightHandles<'m> {
     ///
     /// # Errors
     /// The weight is unknown, or the bytes are not as many as its shape needs.
-    pub fn replace(&mut self, name: &str, ty: GgmlType, bytes: AlignedBytes) -> Result<Option<AlignedBytes>> {
+    pub fn replace(
+        &mut self,
+        name: &str,
+        ty: GgmlType,
+        bytes: AlignedBytes,
+    ) -> Result<Option<AlignedBytes>> {
         let Some(original) = self.originals.get(name) else {
             anyhow::bail!("tensor {name}: the model's graph does not multiply by it");
         };
@@ -142,7 +161,12 @@ impl<'m> WeightHandles<'m> {
             t.ne[0]
         );
         t.type_ = ty.id();
-        t.nb = [ty.block_bytes() as usize, row, row * t.ne[1] as usize, row * (t.ne[1] * t.ne[2]) as usize];
+        t.nb = [
+            ty.block_bytes() as usize,
+            row,
+            row * t.ne[1] as usize,
+            row * (t.ne[1] * t.ne[2]) as usize,
+        ];
         t.data = bytes.ptr.as_ptr().cast();
         Ok(self.replaced.insert(name.to_owned(), bytes))
     }
