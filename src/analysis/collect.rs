@@ -30,8 +30,9 @@ pub fn collect(
     options: &CollectOptions,
     progress: &Progress,
 ) -> Result<Analysis> {
-    let context_options =
+    let mut context_options =
         ContextOptions::for_chunks(options.n_ctx, model.vocab().n_tokens(), options.n_threads);
+    context_options.observable = true;
     let n_seq = context_options.n_seq;
     let mut context = Context::new(model, context_options)?;
     let mut collector = Collector::default();

@@ -62,7 +62,7 @@ pub fn measure(
         context: Context::new(model, context_options)?,
         reference: Vec::new(),
     };
-    let mut handles = WeightHandles::find(&mut bench.context)?;
+    let mut handles = WeightHandles::find(model)?;
     bench.reference = bench.distributions()?;
 
     let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");

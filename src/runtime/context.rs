@@ -18,6 +18,8 @@ pub struct ContextOptions {
     pub n_seq: usize,
     /// Worker threads.
     pub n_threads: usize,
+    /// Whether evaluations may be observed. An observed graph is computed without ggml's fusions.
+    pub observable: bool,
 }
 
 impl ContextOptions {
@@ -29,6 +31,7 @@ impl ContextOptions {
             n_ctx,
             n_seq: by_tokens.min(by_logits),
             n_threads,
+            observable: false,
         }
     }
 }
@@ -68,9 +71,12 @@ impl<'m> Context<'m> {
         params.n_seq_max = options.n_seq as u32;
         params.n_threads = options.n_threads.max(1) as i32;
         params.n_threads_batch = options.n_threads.max(1) as i32;
-        params.kv_unified = true;
-        params.cb_eval = Some(callback);
-        params.cb_eval_user_data = std::ptr::from_mut::<Hook>(&mut hook).cast();
+        // As llama-perplexity: batches are then split in the same way, which kernels may depend on.
+        params.kv_unified = false;
+        if options.observable {
+            params.cb_eval = Some(callback);
+            params.cb_eval_user_data = std::ptr::from_mut::<Hook>(&mut hook).cast();
+        }
         // SAFETY: the model outlives the context (lifetime 'm), and the hook is boxed and kept beside it.
         let raw = unsafe { sys::llama_init_from_model(model.raw(), params) };
         let Some(raw) = NonNull::new(raw) else {
@@ -126,7 +132,14 @@ impl<'m> Context<'m> {
             self.options.n_seq,
             self.options.n_ctx
         );
-        ensure!(first_output < len, "no position to compute logits for");
+        ensure!(
+            first_output < len,
+            "no position to compute logits for"
+        );
+        ensure!(
+            observer.is_none() || self.options.observable,
+            "this context was not made to be observed"
+        );
         let n_vocab = self.n_vocab as i32;
         if let Some(bad) = sequences
             .iter()

@@ -15,7 +15,7 @@ use anyhow::{Result, ensure};
 use llama_cpp_sys_2 as sys;
 
 use super::graph::{Node, Observer};
-use super::{Context, Model};
+use super::{Context, ContextOptions, Model};
 use crate::gguf::GgmlType;
 
 /// Bytes on a 64-byte boundary, as ggml's kernels like them.
@@ -103,9 +103,15 @@ impl<'m> WeightHandles<'m> {
     ///
     /// # Errors
     /// The evaluation fails.
-    pub fn find(context: &mut Context<'m>) -> Result<Self> {
+    pub fn find(model: &'m Model) -> Result<Self> {
         let mut finder = Finder(BTreeMap::new());
-        context.evaluate(&[&[0]], 0, Some(&mut finder))?;
+        let options = ContextOptions {
+            n_ctx: 32,
+            n_seq: 1,
+            n_threads: 1,
+            observable: true,
+        };
+        Context::new(model, options)?.evaluate(&[&[0]], 0, Some(&mut finder))?;
         let originals = finder
             .0
             .into_iter()
