@@ -1,4 +1,4 @@
-//! Refuses to build an x86-64 binary whose ggml would silently lack AVX2, FMA and F16C.
+//! Refuses to build an x86-64 binary whose ggml would lack AVX2, FMA and F16C and be slow without a word.
 
 use std::env;
 
@@ -7,16 +7,23 @@ fn main() {
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         return;
     }
-    let enabled = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
-    let missing: Vec<&str> = ["avx2", "fma", "f16c", "bmi2"]
-        .into_iter()
-        .filter(|f| !enabled.split(',').any(|e| e == *f))
-        .collect();
+    let mut missing = Vec::new();
+    for name in ["GGML_AVX2", "GGML_FMA", "GGML_F16C", "GGML_BMI2"] {
+        println!("cargo:rerun-if-env-changed={name}");
+        if env::var(name).as_deref() != Ok("ON") {
+            missing.push(name);
+        }
+    }
     assert!(
         missing.is_empty(),
-        "moqa: the target features {} are off, and ggml would be built without them and run slowly.\n\
-         They are set in .cargo/config.toml; a RUSTFLAGS variable replaces that file's flags. \
-         Unset RUSTFLAGS or add -C target-feature=+avx,+avx2,+fma,+f16c,+bmi1,+bmi2,+sse4.2,+popcnt to it.",
+        "moqa: {} must be ON in the environment of the build, or ggml is built without them and runs slowly. \
+         .cargo/config.toml sets them: build inside the repository.",
         missing.join(", ")
+    );
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    assert!(
+        !features.split(',').any(|f| f == "fma"),
+        "moqa: the Rust target feature fma (from RUSTFLAGS or target-cpu) would reach ggml's quantizers, whose \
+         results would then differ from llama.cpp's. Build without it; ggml's kernels have FMA all the same."
     );
 }
