@@ -1,9 +1,16 @@
-//! Refuses to build an x86-64 binary whose ggml would lack AVX2, FMA and F16C and be slow without a word.
+//! Builds the guard against C++ exceptions, and refuses to build an x86-64 binary whose ggml would lack AVX2,
+//! FMA and F16C and be slow without a word.
 
 use std::env;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/runtime/guard.cpp");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .file("src/runtime/guard.cpp")
+        .compile("moqa_guard");
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() != Ok("x86_64") {
         return;
     }

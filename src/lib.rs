@@ -10,6 +10,7 @@ pub mod analysis;
 pub mod cli;
 pub mod encode;
 pub mod evaluate;
+mod exit;
 pub mod ggml;
 pub mod gguf;
 pub mod metrics;

@@ -1,54 +1,28 @@
 //! Output files appear under their final name complete or not at all.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File, Permissions};
+mod live;
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
+use fs4::fs_std::FileExt;
 use tempfile::{Builder, NamedTempFile, TempPath};
 
-/// Temporary files that exist now, removed when the program is interrupted.
-static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+pub(crate) use live::remove_all as remove_temporaries;
 
-fn live() -> std::sync::MutexGuard<'static, BTreeSet<PathBuf>> {
-    LIVE.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// On SIGINT, SIGTERM and SIGHUP removes the temporary files and ends the program at once with status 130,
-/// whatever llama.cpp is computing.
-///
-/// # Errors
-/// The operating system refuses the handler.
-pub fn remove_temporaries_on_interrupt() -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .context("cannot catch interrupts")?;
-    std::thread::Builder::new()
-        .name("interrupt".into())
-        .spawn(move || {
-            if signals.forever().next().is_some() {
-                for path in live().iter() {
-                    let _ = fs::remove_file(path);
-                }
-                let _ = writeln!(
-                    io::stderr(),
-                    "\nmoqa: interrupted; no unfinished file is left"
-                );
-                // SAFETY: ends the process without running destructors of threads that still compute.
-                unsafe { libc::_exit(130) };
-            }
-        })
-        .context("cannot start the thread that waits for interrupts")?;
-    Ok(())
-}
+/// Bytes of the target's name that a temporary name repeats, so that it stays below the 255 of a file system.
+const NAME_BYTES: usize = 180;
 
 /// A file being written beside its target, renamed to it by [`AtomicFile::commit`] and removed otherwise.
 pub struct AtomicFile {
     file: BufWriter<File>,
     temp: Option<TempPath>,
+    /// Dropped after `temp`: an interrupt in between finds nothing to remove.
+    entry: Option<live::Entry>,
     target: PathBuf,
 }
 
@@ -82,10 +56,24 @@ impl AtomicFile {
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
+        remove_stale(folder, name);
+        let mut entry = None;
         let temp: NamedTempFile = Builder::new()
-            .prefix(&format!(".{}.", name.to_string_lossy()))
-            .suffix(".tmp")
-            .tempfile_in(folder)
+            .prefix(&format!(
+                "{}{}.",
+                temporary_prefix(name),
+                std::process::id()
+            ))
+            .suffix(SUFFIX)
+            .make_in(folder, |path| {
+                // Entered before it exists, so that no interrupt can miss it.
+                entry = Some(live::Entry::new(path));
+                OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(path)
+            })
             .with_context(|| {
                 format!(
                     "{}: cannot write in the folder {}",
@@ -93,11 +81,14 @@ impl AtomicFile {
                     folder.display()
                 )
             })?;
-        live().insert(temp.path().to_owned());
+        // Held until the process ends: another run sees that the file is in use. Some file systems have no
+        // locks; there the process number in the name has to do.
+        let _ = FileExt::try_lock_exclusive(temp.as_file());
         let (file, temp) = temp.into_parts();
         Ok(Self {
             file: BufWriter::with_capacity(1 << 20, file),
             temp: Some(temp),
+            entry,
             target: target.to_owned(),
         })
     }
@@ -137,9 +128,8 @@ impl AtomicFile {
             .with_context(|| describe(&self.target))?;
         file.sync_all().with_context(|| describe(&self.target))?;
         if let Some(temp) = self.temp.take() {
-            let path = temp.to_path_buf();
             let renamed = temp.persist(&self.target);
-            live().remove(&path);
+            self.entry = None;
             renamed
                 .map_err(|e| e.error)
                 .with_context(|| describe(&self.target))?;
@@ -157,14 +147,60 @@ impl Write for AtomicFile {
     }
 }
 
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if let Some(temp) = self.temp.take() {
-            let path = temp.to_path_buf();
-            drop(temp);
-            live().remove(&path);
+/// Ending of temporary names.
+const SUFFIX: &str = ".tmp";
+
+/// Temporary files of a target are named `.NAME.PROCESS.RANDOM.tmp`.
+fn temporary_prefix(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    let end = (0..=NAME_BYTES.min(name.len()))
+        .rev()
+        .find(|&i| name.is_char_boundary(i))
+        .unwrap_or(0);
+    format!(".{}.", &name[..end])
+}
+
+/// Removes what killed runs left while they wrote this target: files named as its temporaries whose process
+/// is gone and that nobody has locked.
+fn remove_stale(folder: &Path, name: &OsStr) {
+    let prefix = temporary_prefix(name);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Some(process) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(SUFFIX))
+            .and_then(|rest| rest.split_once('.')?.0.parse::<libc::pid_t>().ok())
+        else {
+            continue;
+        };
+        if process <= 0 || process_exists(process) || !entry.file_type().is_ok_and(|t| t.is_file())
+        {
+            continue;
+        }
+        // A process of that number may live where we cannot see it (a container, another machine): it holds
+        // the lock.
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(entry.path());
+        if file.is_ok_and(|f| matches!(FileExt::try_lock_exclusive(&f), Ok(true))) {
+            let _ = fs::remove_file(entry.path());
         }
     }
+}
+
+fn process_exists(process: libc::pid_t) -> bool {
+    // SAFETY: signal 0 only asks.
+    let status = unsafe { libc::kill(process, 0) };
+    status == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Checks that a file can be written at `target`; nothing is left there. Worth asking before long work.
+///
+/// # Errors
+/// As [`AtomicFile::create`].
+pub fn check_writable(target: &Path) -> Result<()> {
+    AtomicFile::create(target).map(drop)
 }
 
 /// Writes `bytes` to `target` by way of an [`AtomicFile`].
@@ -239,6 +275,43 @@ mod tests {
         write_file(&target, b"whole").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"whole");
         assert_eq!(names(dir.path()), ["a.gguf"]);
+    }
+
+    #[test]
+    fn leftovers_of_dead_processes_are_removed_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a.gguf");
+        // Larger than any process number (2^22 on 64-bit Linux).
+        let dead = 4_194_999;
+        let locked = format!(".a.gguf.{dead}.locked.tmp");
+        let others = [
+            format!(".a.gguf.{}.mine.tmp", std::process::id()),
+            format!(".b.gguf.{dead}.x.tmp"),
+            ".a.gguf.notes.tmp".to_owned(),
+            ".a.gguf.-1.x.tmp".to_owned(),
+            locked.clone(),
+        ];
+        let stale = format!(".a.gguf.{dead}.x.tmp");
+        for name in others.iter().chain([&stale]) {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let lock = File::open(dir.path().join(&locked)).unwrap();
+        assert!(FileExt::try_lock_exclusive(&lock).unwrap());
+        check_writable(&target).unwrap();
+        let mut expected = others.to_vec();
+        expected.sort();
+        assert_eq!(names(dir.path()), expected);
+        drop(lock);
+        check_writable(&target).unwrap();
+        assert!(!names(dir.path()).contains(&locked));
+    }
+
+    #[test]
+    fn long_names_leave_room_for_the_temporary_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("é".repeat(127));
+        write_file(&target, b"x").unwrap();
+        assert_eq!(fs::read(target).unwrap(), b"x");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use super::calibration;
 use crate::runtime::Vocab;
 
+/// The longest text: llama.cpp counts its bytes and tokens in 31 bits.
+const MAX_BYTES: u64 = i32::MAX as u64;
+
 /// A text made of documents, in a fixed order.
 #[derive(Clone, Debug, Default)]
 pub struct Corpus {
@@ -66,6 +69,14 @@ impl Corpus {
     }
 
     fn push_file(&mut self, path: &Path) -> Result<()> {
+        let n = fs::metadata(path).map_or(0, |m| m.len());
+        ensure!(
+            n <= MAX_BYTES,
+            "{}: a text of {}; give at most {}",
+            path.display(),
+            crate::units::bytes(n),
+            crate::units::bytes(MAX_BYTES)
+        );
         let bytes =
             fs::read(path).with_context(|| format!("{}: cannot read this text", path.display()))?;
         let text = String::from_utf8(bytes).map_err(|e| {

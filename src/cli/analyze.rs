@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{DataArgs, Global, steps};
 use crate::analysis::{self, Analysis};
+use crate::output::{check_writable, refuse_overwriting};
 
 /// Measure which experts and channels the data reaches, and what quantizing each tensor does
 #[derive(Args)]
@@ -120,12 +121,15 @@ impl AnalysisSummary {
 
 pub(super) fn run(args: AnalyzeArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model)?;
-    crate::output::refuse_overwriting(&args.output, source.gguf.paths())?;
+    // Whether they can be written is better known before the work than after.
+    for path in std::iter::once(&args.output).chain(&args.export_imatrix) {
+        refuse_overwriting(path, source.gguf.paths())?;
+        check_writable(path)?;
+    }
     let analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);
     analysis::save(&args.output, &analysis)?;
     if let Some(path) = &args.export_imatrix {
-        crate::output::refuse_overwriting(path, source.gguf.paths())?;
         if path.extension().is_some_and(|e| e == "dat") {
             analysis::imatrix::write_dat(path, &analysis)?;
         } else {

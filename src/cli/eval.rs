@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::Global;
+use super::{Global, steps};
 use crate::analysis::{Corpus, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::gguf::Gguf;
+use crate::output::{check_writable, refuse_overwriting};
 use crate::runtime::{Model, ModelOptions};
 
 /// Measure perplexity, and KL divergence and top-token agreement against a reference
@@ -37,14 +38,11 @@ pub(super) struct EvalArgs {
 
 /// Loads a model for evaluation, its file checked by our own reader first.
 fn load(path: &Path) -> Result<Model> {
-    let gguf = Gguf::open(path)?;
-    Model::load(
-        gguf.paths()[0],
-        &ModelOptions {
-            repack: true,
-            ..ModelOptions::default()
-        },
-    )
+    let options = ModelOptions {
+        repack: true,
+        ..ModelOptions::default()
+    };
+    steps::load(&Gguf::open(path)?, &options)
 }
 
 fn is_logits_file(path: &Path) -> Result<bool> {
@@ -62,6 +60,11 @@ fn is_logits_file(path: &Path) -> Result<bool> {
 
 pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
     let progress = global.progress();
+    if let Some(path) = &args.save_logits {
+        let sources = std::iter::once(&args.model).chain(&args.against);
+        refuse_overwriting(path, sources.map(PathBuf::as_path))?;
+        check_writable(path)?;
+    }
     let model = load(&args.model)?;
     let mut saved = None;
     let mut other = None;

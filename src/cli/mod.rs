@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
-use crate::output::remove_temporaries_on_interrupt;
 use crate::plan::Budget;
 use crate::progress::Progress;
 use crate::runtime::Preset;
@@ -158,11 +157,10 @@ impl BudgetArgs {
 
 /// Runs the program on the process's arguments. Exit code 0, 1 for a failure, 2 for arguments that cannot be.
 pub fn main() -> ExitCode {
-    // A reader that closes our output early ends us quietly, as other tools.
-    // SAFETY: sets the default action before any thread exists.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let installed = crate::exit::install();
+    crate::runtime::end_on_abort();
     let cli = Cli::parse();
-    let result = remove_temporaries_on_interrupt().and_then(|()| {
+    let result = installed.and_then(|()| {
         // Parallel loops outside our own pools follow --threads too.
         rayon::ThreadPoolBuilder::new()
             .num_threads(cli.global.n_threads())

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{BudgetArgs, DataArgs, Global, steps};
-use crate::output::{refuse_overwriting, write_file};
+use crate::output::{check_writable, refuse_overwriting, write_file};
 
 /// Choose a type for every tensor under a size budget
 #[derive(Args)]
@@ -41,6 +41,9 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model)?;
     for path in args.output.iter().chain(&args.tensor_type_file) {
         refuse_overwriting(path, source.gguf.paths())?;
+        if !args.dry_run {
+            check_writable(path)?;
+        }
     }
     let analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);

@@ -9,7 +9,7 @@ use super::{BudgetArgs, DataArgs, Global, steps};
 use crate::analysis::{self, Analysis, Importance, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
 use crate::gguf::GgmlType;
-use crate::output::{refuse_overwriting, write_file};
+use crate::output::{check_writable, refuse_overwriting, write_file};
 use crate::plan::Plan;
 
 /// Analyse, plan and write a smaller model
@@ -69,9 +69,9 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         .chain([&args.output])
     {
         refuse_overwriting(path, source.gguf.paths())?;
+        // Whether it can be written is better known before the work than after.
+        check_writable(path)?;
     }
-    // Whether the target can be written is better known before the work than after.
-    drop(crate::output::AtomicFile::create(&args.output)?);
 
     let given = args.plan.as_deref().map(Plan::read).transpose()?;
     let analysis = if args.no_analysis {

@@ -36,6 +36,13 @@ pub(super) fn open(path: &Path) -> Result<Source> {
     Ok(Source { gguf, view, digest })
 }
 
+/// Loads a model into llama.cpp.
+pub(super) fn load(gguf: &Gguf, options: &ModelOptions) -> Result<Model> {
+    let path = gguf.paths()[0];
+    model::check_runnable(gguf).with_context(|| format!("{}", path.display()))?;
+    Model::load(path, options)
+}
+
 /// The analysis that the arguments ask for: read, made from imatrix files, measured, or several of these.
 /// `probes` says whether effects on the output are wanted.
 pub(super) fn analysis(
@@ -78,7 +85,7 @@ pub(super) fn analysis(
         } else {
             Corpus::read(&args.text)?
         };
-        let model = Model::load(source.gguf.paths()[0], &ModelOptions::default())?;
+        let model = load(&source.gguf, &ModelOptions::default())?;
         let mut chunks = chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?;
         if let Some(n) = args.chunks {
             chunks.truncate(n as usize);
@@ -286,7 +293,9 @@ pub(super) fn plan(
 
 /// Bytes of the file that llama-quantize would write for a preset.
 pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool) -> Result<u64> {
-    let types = preset_types(source.paths()[0], preset, with_importance)?;
+    let path = source.paths()[0];
+    model::check_runnable(source).with_context(|| format!("{}", path.display()))?;
+    let types = preset_types(path, preset, with_importance)?;
     let metadata = output_metadata(source, &types, &[]);
     Ok(shard_layouts(source, &metadata, &types, None)?
         .iter()

@@ -169,7 +169,11 @@ pub fn encode(
     let mut writers = files
         .into_iter()
         .zip(&layouts)
-        .map(|(file, layout)| Ok(Some(GgufWriter::new(file, layout)?)))
+        .zip(&paths)
+        .map(|((file, layout), path)| {
+            let writer = GgufWriter::new(file, layout).with_context(|| cannot_write(path))?;
+            Ok(Some(writer))
+        })
         .collect::<Result<Vec<_>>>()?;
     let mut done = Vec::new();
     let mut current = 0;
@@ -181,27 +185,29 @@ pub fn encode(
         |i, bytes| {
             let block = &blocks[i];
             while current < block.shard {
+                let writer = writers[current].take().map(GgufWriter::finish);
                 done.extend(
-                    writers[current]
-                        .take()
-                        .map(GgufWriter::finish)
-                        .transpose()?,
+                    writer
+                        .transpose()
+                        .with_context(|| cannot_write(&paths[current]))?,
                 );
                 current += 1;
             }
             if let Some(writer) = &mut writers[block.shard] {
                 writer
                     .write_tensor_bytes(&bytes)
-                    .with_context(|| format!("{}", paths[block.shard].display()))?;
+                    .with_context(|| cannot_write(&paths[block.shard]))?;
             }
             bar.inc(block.n_rows * block.tensor.ty.row_bytes(block.tensor.ne(0)).unwrap_or(0));
             Ok(())
         },
     )?;
-    for writer in writers.into_iter().flatten() {
-        done.push(writer.finish()?);
+    for (writer, path) in writers.into_iter().zip(&paths) {
+        let writer = writer.map(GgufWriter::finish);
+        done.extend(writer.transpose().with_context(|| cannot_write(path))?);
     }
-    for file in done {
+    // The first shard, by whose name a model is opened, last: it appears when all others are there.
+    for file in done.into_iter().rev() {
         file.commit()?;
     }
     bar.finish();
@@ -210,6 +216,10 @@ pub fn encode(
         bytes: total,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+fn cannot_write(path: &Path) -> String {
+    format!("{}: cannot write", path.display())
 }
 
 /// Cuts a tensor into blocks that do not cross from one expert's matrix into the next.

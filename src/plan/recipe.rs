@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::gguf::{GgmlType, Gguf};
@@ -148,7 +148,14 @@ impl Plan {
     /// # Errors
     /// Not a recipe, an unknown type, or an unknown version.
     pub fn from_toml(text: &str) -> Result<Self> {
-        let recipe: Recipe = toml::from_str(text)?;
+        let recipe: Recipe = toml::from_str(text).map_err(|e| {
+            // In one line; the crate's own form repeats the text, which may be of any length.
+            let end = e.span().map_or(0, |s| s.start);
+            let before = text.as_bytes().iter().take(end);
+            let line = 1 + before.filter(|b| **b == b'\n').count();
+            let message: String = e.message().chars().take(500).collect();
+            anyhow!("line {line}: {}", message.replace('\n', "; "))
+        })?;
         ensure!(
             recipe.version == VERSION,
             "version {} of the plan's form; this program knows {VERSION}",

@@ -3,11 +3,11 @@
 use std::panic::resume_unwind;
 use std::ptr::NonNull;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use llama_cpp_sys_2 as sys;
 
 use super::graph::{Hook, Observer, callback};
-use super::{Model, log};
+use super::{Model, guard, log};
 
 /// Size of a context. The defaults are those of llama-perplexity and llama-imatrix.
 #[derive(Clone, Debug)]
@@ -132,10 +132,7 @@ impl<'m> Context<'m> {
             self.options.n_seq,
             self.options.n_ctx
         );
-        ensure!(
-            first_output < len,
-            "no position to compute logits for"
-        );
+        ensure!(first_output < len, "no position to compute logits for");
         ensure!(
             observer.is_none() || self.options.observable,
             "this context was not made to be observed"
@@ -167,13 +164,21 @@ impl<'m> Context<'m> {
         }
         log::explain();
         let hook: *mut Hook = &mut *self.hook;
-        let guard = observer.map(|o| Hook::attach(hook, o));
+        let attached = observer.map(|o| Hook::attach(hook, o));
+        let (raw, batch) = (self.raw.as_ptr(), self.batch);
         // SAFETY: context and batch are alive; the callback's user data is the boxed hook.
-        let status = unsafe { sys::llama_decode(self.raw.as_ptr(), self.batch) };
-        drop(guard);
+        let status = guard::catch(|| unsafe { guard::llama_decode(raw, batch) });
+        drop(attached);
         if let Some(panic) = self.hook.take_panic() {
             resume_unwind(panic);
         }
+        let status = status.map_err(|e| {
+            anyhow!(
+                "{}: llama.cpp failed to evaluate {n_tokens} tokens ({e}){}",
+                self.model.path().display(),
+                log::explain()
+            )
+        })?;
         ensure!(
             status == 0,
             "{}: llama.cpp failed to evaluate {n_tokens} tokens (status {status}){}",

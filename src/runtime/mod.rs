@@ -3,14 +3,17 @@
 //!
 //! All `unsafe` that touches llama.cpp lives in this module and in [`crate::ggml`].
 
+mod abort;
 mod context;
 mod cpu;
 mod graph;
+mod guard;
 mod log;
 mod model;
 mod preset;
 mod weights;
 
+pub(crate) use abort::end_on_abort;
 pub use context::{Context, ContextOptions};
 pub use cpu::cpu_features_missing;
 pub use graph::{Node, Observer};

@@ -4,10 +4,10 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use llama_cpp_sys_2 as sys;
 
-use super::log;
+use super::{guard, log};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,7 @@ impl Model {
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self> {
         super::init();
         let c_path = c_path(path)?;
+        crate::exit::set_subject(path);
         log::explain();
         // SAFETY: a plain value.
         let mut params = unsafe { sys::llama_model_default_params() };
@@ -138,18 +139,28 @@ impl Vocab<'_> {
         }
         let mut tokens = vec![0i32; text.len() / 2 + 16];
         loop {
-            // SAFETY: text and token buffers are passed with their lengths.
-            let n = unsafe {
-                sys::llama_tokenize(
-                    self.raw,
-                    text.as_ptr().cast(),
-                    len,
-                    tokens.as_mut_ptr(),
-                    tokens.len().min(i32::MAX as usize) as i32,
-                    add_special,
-                    parse_special,
+            let (raw, buffer) = (self.raw, tokens.as_mut_ptr());
+            let room = tokens.len().min(i32::MAX as usize) as i32;
+            let n = guard::catch(|| {
+                // SAFETY: text and token buffers are passed with their lengths.
+                unsafe {
+                    guard::llama_tokenize(
+                        raw,
+                        text.as_ptr().cast(),
+                        len,
+                        buffer,
+                        room,
+                        add_special,
+                        parse_special,
+                    )
+                }
+            })
+            .map_err(|e| {
+                anyhow!(
+                    "{}: llama.cpp cannot tokenize with this model's vocabulary ({e}); it is damaged, get the model again",
+                    self._model.path.display()
                 )
-            };
+            })?;
             if n >= 0 {
                 tokens.truncate(n as usize);
                 return Ok(tokens);
