@@ -99,6 +99,13 @@ impl AnalysisSummary {
             "analysis of {} tensors on {} chunks of {} tokens; {} measured effects\n",
             self.tensors, self.n_chunks, self.n_ctx, self.probes
         );
+        s += &format!("measured on {}\n", self.datasets.join(", "));
+        let digest = if self.model_digest.is_empty() {
+            "an unnamed model"
+        } else {
+            &self.model_digest
+        };
+        s += &format!("made for {digest}\n");
         if !self.layers.is_empty() {
             s += "layer  experts  used    tokens  load entropy  tokens of an expert, least .. most\n";
         }

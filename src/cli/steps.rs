@@ -13,11 +13,11 @@ use crate::analysis::{
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Plan, PlanInputs, make_plan, measure_errors};
+use crate::plan::{Candidates, Plan, PlanInputs, make_plan};
 use crate::runtime::{Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
-const ERROR_SAMPLE: u64 = 1 << 18;
+const ERROR_SAMPLE: u64 = 1 << 16;
 /// Tokens on which one tensor's effect is measured.
 const PROBE_TOKENS: std::ops::RangeInclusive<usize> = 512..=8192;
 
@@ -102,7 +102,43 @@ pub(super) fn analysis(
                 sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
         }
     }
+    if probes {
+        complete_errors(source, &mut analysis, global)?;
+    }
     Ok(analysis)
+}
+
+/// Measures the errors of candidate types that the analysis does not hold yet.
+fn complete_errors(source: &Source, analysis: &mut Analysis, global: &Global) -> Result<()> {
+    let importance = Importance::new(analysis, Unreached::default());
+    let mut missing = PlanInputs::choices(
+        &source.gguf,
+        &source.view,
+        &importance,
+        &Candidates::default(),
+    );
+    for (tensor, types) in &mut missing {
+        types.retain(|ty| analysis.errors.get(&tensor.name, *ty).is_none());
+    }
+    missing.retain(|(_, types)| !types.is_empty());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(global.n_threads())
+        .build()?;
+    let progress = global.progress();
+    let errors = analysis::measure_errors(
+        &source.gguf,
+        &missing,
+        analysis,
+        &importance,
+        ERROR_SAMPLE,
+        &pool,
+        &progress,
+    )?;
+    analysis.errors.extend(errors);
+    Ok(())
 }
 
 /// Types in which tensors are probed: about 2, 3.4 and 5.5 bits, so that the types between and beside them
@@ -254,19 +290,6 @@ pub(super) fn plan(
     let importance = Importance::new(analysis, Unreached::default());
     let candidates = Candidates::default();
     let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
-    let choices = PlanInputs::choices(&source.gguf, &source.view, &importance, &candidates);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(global.n_threads())
-        .build()?;
-    let errors = measure_errors(
-        &source.gguf,
-        &choices,
-        analysis,
-        &importance,
-        ERROR_SAMPLE,
-        &pool,
-        &progress,
-    )?;
     let analysis_digest = analysis::digest(analysis)?;
     let blank = plan_digest(&BTreeMap::new());
     let inputs = PlanInputs {
@@ -275,7 +298,6 @@ pub(super) fn plan(
         analysis,
         importance: &importance,
         candidates: &candidates,
-        errors: &errors,
         records: &records(source, &blank, &analysis_digest),
     };
     let mut plan = make_plan(&inputs, resolved)?;

@@ -132,10 +132,7 @@ impl<'m> Context<'m> {
             self.options.n_seq,
             self.options.n_ctx
         );
-        ensure!(
-            first_output < len,
-            "no position to compute logits for"
-        );
+        ensure!(first_output < len, "no position to compute logits for");
         ensure!(
             observer.is_none() || self.options.observable,
             "this context was not made to be observed"
