@@ -236,7 +236,7 @@ fn measurements<'a>(meta: &'a Metadata, prefix: &str) -> Result<Vec<(&'a str, Gg
     };
     let (tensors, types) = (strings("tensor")?, strings("type")?);
     let Some(Array::F64(values)) = meta.get_array(&format!("{prefix}.value")) else {
-        bail!(wrong("value"))
+        bail!("{}", wrong("value"))
     };
     ensure!(
         tensors.len() == types.len() && tensors.len() == values.len(),
