@@ -346,3 +346,21 @@ fn unreached_experts_are_named() {
     ]);
     Model::load(&small, &ModelOptions::default()).unwrap();
 }
+
+/// The program is refused by a message, not by an illegal instruction, where AVX2 is missing. Needs qemu-user.
+#[test]
+fn an_older_cpu_gets_a_message() {
+    let run = |cpu: &str| {
+        std::process::Command::new("qemu-x86_64")
+            .args(["-cpu", cpu, env!("CARGO_BIN_EXE_moqa"), "--version"])
+            .output()
+    };
+    let (Ok(old), Ok(new)) = (run("Nehalem"), run("Haswell")) else {
+        eprintln!("skipped: qemu-x86_64 is not installed");
+        return;
+    };
+    assert_eq!(old.status.code(), Some(1));
+    assert!(old.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&old.stderr).contains("needs a CPU with AVX2"));
+    assert!(new.status.success() && String::from_utf8_lossy(&new.stdout).starts_with("moqa "));
+}
