@@ -160,15 +160,10 @@ fn measure_piece(
     piece: &Piece,
 ) -> Result<Vec<f64>> {
     let n_in = tensor.ne(0) as usize;
-    let src_row = tensor
-        .ty
-        .row_bytes(tensor.ne(0))
-        .context("rows do not hold whole blocks")? as usize;
-    let data = source.data(tensor);
     let mut values = vec![0f32; n_in * piece.rows.len()];
     for (row, out) in piece.rows.iter().zip(values.chunks_exact_mut(n_in)) {
-        let row = piece.matrix * tensor.ne(1) as usize + row;
-        ggml::decode(tensor.ty, &data[row * src_row..(row + 1) * src_row], out)?;
+        let row = piece.matrix as u64 * tensor.ne(1) + *row as u64;
+        ggml::decode(tensor.ty, &source.rows(tensor, row..row + 1)?, out)?;
     }
     let imp = importance.of(&tensor.name, piece.matrix, n_in);
     // The tokens behind the importance; an expert that none reached counts as one that one token did.

@@ -4,14 +4,14 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{DataArgs, Global, steps};
+use super::{DataArgs, FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis};
 
 /// Measure which experts and channels the data reaches, and what quantizing each tensor does
 #[derive(Args)]
 #[command(after_help = "Example:\n  moqa analyze model.gguf -o model.moqa --text calibration/")]
 pub(super) struct AnalyzeArgs {
-    /// The model (GGUF; of a split model the first file)
+    /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
     model: PathBuf,
     /// The analysis file to write
     #[arg(long, short, value_name = "FILE")]
@@ -19,6 +19,8 @@ pub(super) struct AnalyzeArgs {
     /// Also write a llama.cpp imatrix file; a name ending in .dat gives the older form
     #[arg(long, value_name = "FILE")]
     export_imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    folder: FolderArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -126,7 +128,7 @@ impl AnalysisSummary {
 }
 
 pub(super) fn run(args: AnalyzeArgs, global: &Global) -> Result<()> {
-    let source = steps::open(&args.model)?;
+    let source = steps::open(&args.model, &args.folder, global)?;
     crate::output::refuse_overwriting(&args.output, source.gguf.paths())?;
     let analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);

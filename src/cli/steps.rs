@@ -5,16 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{BudgetArgs, DataArgs, Global};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global};
 use crate::analysis::{
     self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions,
     Unreached, chunk_tokens,
 };
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::hf;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Plan, PlanInputs, make_plan};
-use crate::runtime::{Model, ModelOptions, Preset, preset_types};
+use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
 const ERROR_SAMPLE: u64 = 1 << 16;
@@ -28,12 +29,26 @@ pub(super) struct Source {
     pub digest: String,
 }
 
-/// Opens and understands a model.
-pub(super) fn open(path: &Path) -> Result<Source> {
-    let gguf = Gguf::open(path)?;
+/// Opens and understands a model: a GGUF file, or a Hugging Face folder, whose tensors are then made when they
+/// are read.
+pub(super) fn open(path: &Path, folder: &FolderArgs, global: &Global) -> Result<Source> {
+    let gguf = if path.is_dir() {
+        open_folder(path, folder, global)?
+    } else {
+        Gguf::open(path)?
+    };
     let view = ModelView::new(&gguf).with_context(|| format!("{}", path.display()))?;
-    let digest = model::digest(&gguf);
+    let digest = model::digest(&gguf)?;
     Ok(Source { gguf, view, digest })
+}
+
+/// Opens a Hugging Face folder and prints what the user should know about it.
+pub(super) fn open_folder(dir: &Path, folder: &FolderArgs, global: &Global) -> Result<Gguf> {
+    let converted = hf::open(dir, &folder.options())?;
+    for note in &converted.notes {
+        global.progress().note(note);
+    }
+    Ok(converted.gguf)
 }
 
 /// The analysis that the arguments ask for: read, made from imatrix files, measured, or several of these.
@@ -78,7 +93,7 @@ pub(super) fn analysis(
         } else {
             Corpus::read(&args.text)?
         };
-        let model = Model::load(source.gguf.paths()[0], &ModelOptions::default())?;
+        let model = Model::load_source(&source.gguf, &ModelOptions::default())?;
         let mut chunks = chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?;
         if let Some(n) = args.chunks {
             chunks.truncate(n as usize);
@@ -308,7 +323,15 @@ pub(super) fn plan(
 
 /// Bytes of the file that llama-quantize would write for a preset.
 pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool) -> Result<u64> {
-    let types = preset_types(source.paths()[0], preset, with_importance)?;
+    let types = if source.is_file() {
+        preset_types(source.paths()[0], preset, with_importance)?
+    } else {
+        preset_types(
+            MemoryFile::header_only(source)?.path(),
+            preset,
+            with_importance,
+        )?
+    };
     let metadata = output_metadata(source, &types, &[]);
     Ok(shard_layouts(source, &metadata, &types, None)?
         .iter()
