@@ -3,7 +3,7 @@
 //! The modules read like the pipeline, and data flows one way:
 //! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
 //! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
-//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
+//! [`hf`] gives Hugging Face folders the form of a GGUF model. Beside the pipeline stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
 //! and [`units`].
 
 pub mod analysis;
@@ -13,6 +13,7 @@ pub mod evaluate;
 mod exit;
 pub mod ggml;
 pub mod gguf;
+pub mod hf;
 pub mod metrics;
 pub mod model;
 pub mod output;

@@ -266,7 +266,7 @@ fn a_moqa_file_that_contradicts_itself_is_refused() {
             |m| drop(m.set("moqa.probes.type", strings(&["q4_K"]))),
             all,
         ),
-        "moqa.probes.type",
+        "the arrays of moqa.probes have",
     );
     let layers = |l: &[u64]| Value::Array(moqa::gguf::Array::U64(l.to_vec()));
     refused(

@@ -1,6 +1,6 @@
 //! Interrupted and killed runs: no file under the final name, no temporary file, the source untouched.
 
-mod common;
+mod watch;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{LAB, Random, folder, names, program, run, signal, wait};
 use moqa::gguf::Gguf;
 use tempfile::TempDir;
+use watch::{LAB, Random, folder, names, program, run, signal, wait};
 
 /// A folder with a copy of the lab model.
 struct Place {

@@ -2,6 +2,7 @@
 
 pub mod calibration;
 mod collect;
+mod error;
 pub mod imatrix;
 mod importance;
 mod sensitivity;
@@ -10,6 +11,7 @@ mod store;
 mod text;
 
 pub use collect::{CollectOptions, collect};
+pub use error::{ErrorTable, measure_errors};
 pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
 pub use stats::{Analysis, Origin, RouterStats, WeightStats};

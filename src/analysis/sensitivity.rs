@@ -170,8 +170,6 @@ fn quantize_whole(
     let row_bytes = ty
         .row_bytes(n_in as u64)
         .context("rows do not hold whole blocks")? as usize;
-    let src = source.data(tensor);
-    let src_row = src.len() / tensor.n_rows().max(1) as usize;
     let mut out = AlignedBytes::zeroed(row_bytes * tensor.n_rows() as usize);
     // Blocks of rows within one matrix.
     let per_block = rows_per_matrix.div_ceil((4 * n_threads).max(1)).max(1);
@@ -187,7 +185,7 @@ fn quantize_whole(
         let mut values = vec![0f32; n_rows * n_in];
         ggml::decode(
             tensor.ty,
-            &src[first_row * src_row..(first_row + n_rows) * src_row],
+            &source.rows(tensor, first_row as u64..(first_row + n_rows) as u64)?,
             &mut values,
         )?;
         let imp = importance.of(&tensor.name, first_row / rows_per_matrix, n_in);

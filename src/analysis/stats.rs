@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
+use super::error::ErrorTable;
 use super::sensitivity::Probe;
 
 /// Where an analysis comes from.
@@ -210,6 +211,8 @@ pub struct Analysis {
     pub weights: BTreeMap<String, WeightStats>,
     /// By layer.
     pub routers: BTreeMap<usize, RouterStats>,
+    /// Relative output errors of tensors in types.
+    pub errors: ErrorTable,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
 }
@@ -238,6 +241,12 @@ impl Analysis {
     /// # Errors
     /// A tensor's shape differs; names it.
     pub fn merge(&mut self, other: &Analysis) -> Result<()> {
+        if self.weights.is_empty() {
+            self.errors.clone_from(&other.errors);
+        } else if !other.weights.is_empty() {
+            // They were weighted by other statistics.
+            self.errors = ErrorTable::default();
+        }
         for (name, theirs) in &other.weights {
             match self.weights.get_mut(name) {
                 Some(ours) => ours

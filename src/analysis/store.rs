@@ -3,7 +3,8 @@
 //! It is a GGUF container with `general.type` = "moqa-analysis". Statistics of weights are the tensors
 //! `NAME.in_sum2` [n_in, n_mat] and `NAME.in_sum` in F32 and `NAME.counts` [1, n_counts] in F64; those of
 //! routers are `moqa.router.N.{counts,gate_mass,gate_mass_sq}` [n_expert] in F64 with the keys
-//! `moqa.router.N.{tokens,n_used}`; measured effects are the parallel arrays `moqa.probes.{tensor,type,kld}`.
+//! `moqa.router.N.{tokens,n_used}`; measured effects and errors are parallel
+//! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.{tensor,type,value}`.
 
 use std::io::Write;
 use std::path::Path;
@@ -34,9 +35,10 @@ const KEY_DATASETS: &str = "moqa.origin.datasets";
 const KEY_N_CTX: &str = "moqa.origin.n_ctx";
 const KEY_N_CHUNKS: &str = "moqa.origin.n_chunks";
 const KEY_ROUTERS: &str = "moqa.routers";
-const KEY_PROBE_TENSOR: &str = "moqa.probes.tensor";
-const KEY_PROBE_TYPE: &str = "moqa.probes.type";
-const KEY_PROBE_KLD: &str = "moqa.probes.kld";
+/// Measured effects on the output: mean KL divergence in nats.
+const PROBES: &str = "moqa.probes";
+/// Relative output errors.
+const ERRORS: &str = "moqa.errors";
 
 /// Saves an analysis. The file appears only once it is complete; equal analyses give equal files.
 ///
@@ -113,18 +115,12 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         meta.set(router_name(*layer, "n_used"), r.n_used as u64);
     }
     let probes = &analysis.probes;
-    meta.set(
-        KEY_PROBE_TENSOR,
-        strings(&mut probes.iter().map(|p| p.tensor.as_str())),
+    set_measurements(
+        &mut meta,
+        PROBES,
+        probes.iter().map(|p| (p.tensor.as_str(), p.ty, p.kld)),
     );
-    meta.set(
-        KEY_PROBE_TYPE,
-        strings(&mut probes.iter().map(|p| p.ty.name())),
-    );
-    meta.set(
-        KEY_PROBE_KLD,
-        Value::Array(Array::F64(probes.iter().map(|p| p.kld).collect())),
-    );
+    set_measurements(&mut meta, ERRORS, analysis.errors.iter());
 
     let mut specs = Vec::new();
     for (name, w) in &analysis.weights {
@@ -208,6 +204,65 @@ fn check(analysis: &Analysis) -> Result<()> {
     Ok(())
 }
 
+/// Stores `(tensor, type, value)` as three parallel arrays under `prefix`.
+fn set_measurements<'a>(
+    meta: &mut Metadata,
+    prefix: &str,
+    items: impl Iterator<Item = (&'a str, GgmlType, f64)>,
+) {
+    let (mut tensors, mut types, mut values) =
+        (GStringArray::new(), GStringArray::new(), Vec::new());
+    for (tensor, ty, value) in items {
+        tensors.push(tensor.as_bytes());
+        types.push(ty.name().as_bytes());
+        values.push(value);
+    }
+    meta.set(
+        format!("{prefix}.tensor"),
+        Value::Array(Array::Str(tensors)),
+    );
+    meta.set(format!("{prefix}.type"), Value::Array(Array::Str(types)));
+    meta.set(format!("{prefix}.value"), Value::Array(Array::F64(values)));
+}
+
+/// Reads what [`set_measurements`] stored.
+fn measurements<'a>(meta: &'a Metadata, prefix: &str) -> Result<Vec<(&'a str, GgmlType, f64)>> {
+    let wrong = |what: &str| format!("key {prefix}.{what} is missing or of the wrong type");
+    let strings = |what: &str| {
+        let array = meta.get_array(&format!("{prefix}.{what}"));
+        array
+            .and_then(Array::as_strings)
+            .with_context(|| wrong(what))
+    };
+    let (tensors, types) = (strings("tensor")?, strings("type")?);
+    let Some(Array::F64(values)) = meta.get_array(&format!("{prefix}.value")) else {
+        bail!("{}", wrong("value"))
+    };
+    ensure!(
+        tensors.len() == types.len() && tensors.len() == values.len(),
+        "the arrays of {prefix} have {}, {} and {} elements",
+        tensors.len(),
+        types.len(),
+        values.len()
+    );
+    let text = |s: &'a [u8], what: &str| std::str::from_utf8(s).ok().with_context(|| wrong(what));
+    tensors
+        .iter()
+        .zip(types.iter())
+        .zip(values)
+        .map(|((tensor, ty), value)| {
+            let ty = text(ty, "type")?
+                .parse::<GgmlType>()
+                .with_context(|| format!("key {prefix}.type"))?;
+            ensure!(
+                value.is_finite(),
+                "key {prefix}.value: {value} is not finite"
+            );
+            Ok((text(tensor, "tensor")?, ty, *value))
+        })
+        .collect()
+}
+
 fn parse(gguf: &Gguf) -> Result<Analysis> {
     const ADVICE: &str = "the file is damaged, analyze the model again";
     let meta = &gguf.metadata;
@@ -277,26 +332,12 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         );
     }
 
-    let (tensors, types) = (texts(KEY_PROBE_TENSOR)?, texts(KEY_PROBE_TYPE)?);
-    let Some(Array::F64(klds)) = meta.get_array(KEY_PROBE_KLD) else {
-        bail!(wrong(KEY_PROBE_KLD))
-    };
-    ensure!(
-        tensors.len() == types.len() && tensors.len() == klds.len(),
-        "keys {KEY_PROBE_TENSOR}, {KEY_PROBE_TYPE} and {KEY_PROBE_KLD} have {}, {} and {} elements; {ADVICE}",
-        tensors.len(),
-        types.len(),
-        klds.len()
-    );
-    for ((tensor, ty), kld) in tensors.into_iter().zip(types).zip(klds) {
-        let ty: GgmlType = ty
-            .parse()
-            .with_context(|| format!("key {KEY_PROBE_TYPE}; {ADVICE}"))?;
-        analysis.probes.push(Probe {
-            tensor: tensor.to_owned(),
-            ty,
-            kld: *kld,
-        });
+    for (tensor, ty, kld) in measurements(meta, PROBES).context(ADVICE)? {
+        let tensor = tensor.to_owned();
+        analysis.probes.push(Probe { tensor, ty, kld });
+    }
+    for (tensor, ty, error) in measurements(meta, ERRORS).context(ADVICE)? {
+        analysis.errors.insert(tensor, ty, error);
     }
 
     let expected: usize = analysis

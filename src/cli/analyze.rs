@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{DataArgs, Global, steps};
+use super::{DataArgs, FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis};
 use crate::output::{check_writable, refuse_overwriting};
 
@@ -12,7 +12,7 @@ use crate::output::{check_writable, refuse_overwriting};
 #[derive(Args)]
 #[command(after_help = "Example:\n  moqa analyze model.gguf -o model.moqa --text calibration/")]
 pub(super) struct AnalyzeArgs {
-    /// The model (GGUF; of a split model the first file)
+    /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
     model: PathBuf,
     /// The analysis file to write
     #[arg(long, short, value_name = "FILE")]
@@ -20,6 +20,8 @@ pub(super) struct AnalyzeArgs {
     /// Also write a llama.cpp imatrix file; a name ending in .dat gives the older form
     #[arg(long, value_name = "FILE")]
     export_imatrix: Option<PathBuf>,
+    #[command(flatten)]
+    folder: FolderArgs,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -100,6 +102,13 @@ impl AnalysisSummary {
             "analysis of {} tensors on {} chunks of {} tokens; {} measured effects\n",
             self.tensors, self.n_chunks, self.n_ctx, self.probes
         );
+        s += &format!("measured on {}\n", self.datasets.join(", "));
+        let digest = if self.model_digest.is_empty() {
+            "an unnamed model"
+        } else {
+            &self.model_digest
+        };
+        s += &format!("made for {digest}\n");
         if !self.layers.is_empty() {
             s += "layer  experts  used    tokens  load entropy  tokens of an expert, least .. most\n";
         }
@@ -120,7 +129,7 @@ impl AnalysisSummary {
 }
 
 pub(super) fn run(args: AnalyzeArgs, global: &Global) -> Result<()> {
-    let source = steps::open(&args.model)?;
+    let source = steps::open(&args.model, &args.folder, global)?;
     // Whether they can be written is better known before the work than after.
     for path in std::iter::once(&args.output).chain(&args.export_imatrix) {
         refuse_overwriting(path, source.gguf.paths())?;

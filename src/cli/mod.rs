@@ -1,6 +1,7 @@
 //! The command line.
 
 mod analyze;
+mod convert;
 mod eval;
 mod inspect;
 mod plan;
@@ -13,6 +14,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::hf::vocab::VocabOptions;
+use crate::hf::{self, OutType};
 use crate::plan::Budget;
 use crate::progress::Progress;
 use crate::runtime::Preset;
@@ -67,10 +70,33 @@ impl Global {
 #[derive(Subcommand)]
 enum Command {
     Quantize(quantize::QuantizeArgs),
+    Convert(convert::ConvertArgs),
     Analyze(analyze::AnalyzeArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
+}
+
+/// How a Hugging Face folder is read.
+#[derive(Args, Clone)]
+struct FolderArgs {
+    /// Type of the large tensors of a folder: bf16, f16, f32, q8_0, or auto for the checkpoint's own
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    outtype: OutType,
+    /// llama.cpp's name of a folder's pre-tokenizer, where it is not recognised
+    #[arg(long, value_name = "NAME")]
+    pre_tokenizer: Option<String>,
+}
+
+impl FolderArgs {
+    fn options(&self) -> hf::Options {
+        hf::Options {
+            out_type: self.outtype,
+            vocab: VocabOptions {
+                pre_tokenizer: self.pre_tokenizer.clone(),
+            },
+        }
+    }
 }
 
 /// How large the result may be.
@@ -167,6 +193,7 @@ pub fn main() -> ExitCode {
             .build_global()?;
         match cli.command {
             Command::Quantize(args) => quantize::run(args, &cli.global),
+            Command::Convert(args) => convert::run(args, &cli.global),
             Command::Analyze(args) => analyze::run(args, &cli.global),
             Command::Plan(args) => plan::run(args, &cli.global),
             Command::Inspect(args) => inspect::run(args, &cli.global),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{BudgetArgs, DataArgs, Global, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, steps};
 use crate::output::{check_writable, refuse_overwriting, write_file};
 
 /// Choose a type for every tensor under a size budget
@@ -12,7 +12,7 @@ use crate::output::{check_writable, refuse_overwriting, write_file};
     after_help = "Example:\n  moqa plan model.gguf --analysis model.moqa --size 4.2GiB -o plan.toml"
 )]
 pub(super) struct PlanArgs {
-    /// The model (GGUF; of a split model the first file)
+    /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
     model: PathBuf,
     #[command(flatten)]
     budget: BudgetArgs,
@@ -26,6 +26,8 @@ pub(super) struct PlanArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    folder: FolderArgs,
+    #[command(flatten)]
     data: DataArgs,
 }
 
@@ -38,7 +40,7 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
         args.dry_run || args.output.is_some() || args.tensor_type_file.is_some(),
         "name the plan to write with -o FILE, or give --dry-run"
     );
-    let source = steps::open(&args.model)?;
+    let source = steps::open(&args.model, &args.folder, global)?;
     for path in args.output.iter().chain(&args.tensor_type_file) {
         refuse_overwriting(path, source.gguf.paths())?;
         if !args.dry_run {

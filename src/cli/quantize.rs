@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::{BudgetArgs, DataArgs, Global, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis, Importance, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
 use crate::gguf::GgmlType;
@@ -20,7 +20,7 @@ use crate::plan::Plan;
     moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa"
 )]
 pub(super) struct QuantizeArgs {
-    /// The model (GGUF; of a split model the first file)
+    /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
     model: PathBuf,
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
@@ -46,6 +46,8 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "FILE")]
     save_plan: Option<PathBuf>,
     #[command(flatten)]
+    folder: FolderArgs,
+    #[command(flatten)]
     data: DataArgs,
 }
 
@@ -61,7 +63,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         args.plan.is_some() || args.budget.is_given(),
         "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
     );
-    let source = steps::open(&args.model)?;
+    let source = steps::open(&args.model, &args.folder, global)?;
     for path in args
         .save_analysis
         .iter()

@@ -5,19 +5,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{BudgetArgs, DataArgs, Global};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global};
 use crate::analysis::{
     self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions,
     Unreached, chunk_tokens,
 };
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::hf;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Plan, PlanInputs, make_plan, measure_errors};
-use crate::runtime::{Model, ModelOptions, Preset, preset_types};
+use crate::plan::{Candidates, Plan, PlanInputs, make_plan};
+use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
-const ERROR_SAMPLE: u64 = 1 << 18;
+const ERROR_SAMPLE: u64 = 1 << 16;
 /// Tokens on which one tensor's effect is measured.
 const PROBE_TOKENS: std::ops::RangeInclusive<usize> = 512..=8192;
 
@@ -28,19 +29,32 @@ pub(super) struct Source {
     pub digest: String,
 }
 
-/// Opens and understands a model.
-pub(super) fn open(path: &Path) -> Result<Source> {
-    let gguf = Gguf::open(path)?;
+/// Opens and understands a model: a GGUF file, or a Hugging Face folder, whose tensors are then made when they
+/// are read.
+pub(super) fn open(path: &Path, folder: &FolderArgs, global: &Global) -> Result<Source> {
+    let gguf = if path.is_dir() {
+        open_folder(path, folder, global)?
+    } else {
+        Gguf::open(path)?
+    };
     let view = ModelView::new(&gguf).with_context(|| format!("{}", path.display()))?;
-    let digest = model::digest(&gguf);
+    let digest = model::digest(&gguf)?;
     Ok(Source { gguf, view, digest })
 }
 
 /// Loads a model into llama.cpp.
 pub(super) fn load(gguf: &Gguf, options: &ModelOptions) -> Result<Model> {
-    let path = gguf.paths()[0];
-    model::check_runnable(gguf).with_context(|| format!("{}", path.display()))?;
-    Model::load(path, options)
+    model::check_runnable(gguf).with_context(|| format!("{}", gguf.paths()[0].display()))?;
+    Model::load_source(gguf, options)
+}
+
+/// Opens a Hugging Face folder and prints what the user should know about it.
+pub(super) fn open_folder(dir: &Path, folder: &FolderArgs, global: &Global) -> Result<Gguf> {
+    let converted = hf::open(dir, &folder.options())?;
+    for note in &converted.notes {
+        global.progress().note(note);
+    }
+    Ok(converted.gguf)
 }
 
 /// The analysis that the arguments ask for: read, made from imatrix files, measured, or several of these.
@@ -109,7 +123,43 @@ pub(super) fn analysis(
                 sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
         }
     }
+    if probes {
+        complete_errors(source, &mut analysis, global)?;
+    }
     Ok(analysis)
+}
+
+/// Measures the errors of candidate types that the analysis does not hold yet.
+fn complete_errors(source: &Source, analysis: &mut Analysis, global: &Global) -> Result<()> {
+    let importance = Importance::new(analysis, Unreached::default());
+    let mut missing = PlanInputs::choices(
+        &source.gguf,
+        &source.view,
+        &importance,
+        &Candidates::default(),
+    );
+    for (tensor, types) in &mut missing {
+        types.retain(|ty| analysis.errors.get(&tensor.name, *ty).is_none());
+    }
+    missing.retain(|(_, types)| !types.is_empty());
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(global.n_threads())
+        .build()?;
+    let progress = global.progress();
+    let errors = analysis::measure_errors(
+        &source.gguf,
+        &missing,
+        analysis,
+        &importance,
+        ERROR_SAMPLE,
+        &pool,
+        &progress,
+    )?;
+    analysis.errors.extend(errors);
+    Ok(())
 }
 
 /// Types in which tensors are probed: about 2, 3.4 and 5.5 bits, so that the types between and beside them
@@ -261,19 +311,6 @@ pub(super) fn plan(
     let importance = Importance::new(analysis, Unreached::default());
     let candidates = Candidates::default();
     let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
-    let choices = PlanInputs::choices(&source.gguf, &source.view, &importance, &candidates);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(global.n_threads())
-        .build()?;
-    let errors = measure_errors(
-        &source.gguf,
-        &choices,
-        analysis,
-        &importance,
-        ERROR_SAMPLE,
-        &pool,
-        &progress,
-    )?;
     let analysis_digest = analysis::digest(analysis)?;
     let blank = plan_digest(&BTreeMap::new());
     let inputs = PlanInputs {
@@ -282,7 +319,6 @@ pub(super) fn plan(
         analysis,
         importance: &importance,
         candidates: &candidates,
-        errors: &errors,
         records: &records(source, &blank, &analysis_digest),
     };
     let mut plan = make_plan(&inputs, resolved)?;
@@ -295,7 +331,13 @@ pub(super) fn plan(
 pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool) -> Result<u64> {
     let path = source.paths()[0];
     model::check_runnable(source).with_context(|| format!("{}", path.display()))?;
-    let types = preset_types(path, preset, with_importance)?;
+    crate::exit::set_subject(path);
+    let types = if source.is_file() {
+        preset_types(path, preset, with_importance)?
+    } else {
+        let memory = MemoryFile::header_only(source)?;
+        preset_types(memory.path(), preset, with_importance)?
+    };
     let metadata = output_metadata(source, &types, &[]);
     Ok(shard_layouts(source, &metadata, &types, None)?
         .iter()

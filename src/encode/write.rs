@@ -165,7 +165,15 @@ pub fn encode(
         .num_threads(options.n_threads.max(1))
         .build()?;
     let source_bytes: u64 = source.tensors.iter().map(TensorInfo::n_bytes).sum();
-    let bar = progress.bar("quantizing", source_bytes, "bytes");
+    let bar = progress.bar(
+        if types.is_empty() {
+            "converting"
+        } else {
+            "quantizing"
+        },
+        source_bytes,
+        "bytes",
+    );
     let mut writers = files
         .into_iter()
         .zip(&layouts)
@@ -253,9 +261,8 @@ fn convert<'a>(
 ) -> Result<Cow<'a, [u8]>> {
     let tensor = block.tensor;
     let n_in = tensor.ne(0) as usize;
-    let src_row = tensor.ty.row_bytes(tensor.ne(0)).unwrap_or(0) as usize;
     let first = block.first_row as usize;
-    let src = &source.data(tensor)[first * src_row..(first + block.n_rows as usize) * src_row];
+    let src = source.rows(tensor, block.first_row..block.first_row + block.n_rows)?;
     let describe = || {
         format!(
             "{}: tensor {} (offset {}), rows {first} to {}",
@@ -267,15 +274,15 @@ fn convert<'a>(
     };
     if block.ty == tensor.ty {
         ensure!(
-            ggml::is_valid(tensor.ty, src),
+            ggml::is_valid(tensor.ty, &src),
             "{}: values that are not finite or not valid {}; the source is damaged, get it again",
             describe(),
             tensor.ty
         );
-        return Ok(Cow::Borrowed(src));
+        return Ok(src);
     }
     let mut values = vec![0f32; n_in * block.n_rows as usize];
-    ggml::decode(tensor.ty, src, &mut values).with_context(describe)?;
+    ggml::decode(tensor.ty, &src, &mut values).with_context(describe)?;
     let row_bytes = block.ty.row_bytes(tensor.ne(0)).with_context(|| {
         format!(
             "{}: rows of {n_in} values do not fill blocks of {}",

@@ -53,6 +53,16 @@ pub enum GgufError {
         /// What to do.
         advice: String,
     },
+    /// A tensor that is made from another file cannot be made.
+    #[error("{}: {item}: {problem}", path.display())]
+    Source {
+        /// The file it is made from.
+        path: PathBuf,
+        /// The tensor.
+        item: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
     /// A file to be written would break a rule of the format.
     #[error("cannot lay out the GGUF file: {item}: {problem}")]
     Layout {

@@ -5,6 +5,8 @@
 //!
 //! * [`Gguf`] reads a file or a set of shards. Nothing is allocated by a length the file claims
 //!   before that length is checked against the bytes that are there.
+//! * [`Gguf::from_rows`] makes a model of the same kind whose tensors are made on demand, from another
+//!   format.
 //! * [`GgufLayout`] computes the header, every tensor's place and the exact file size before any
 //!   tensor data exists; [`GgufWriter`] then streams the data in order, without seeking.
 //!
@@ -15,6 +17,7 @@ mod cursor;
 mod error;
 mod metadata;
 mod reader;
+mod rows;
 mod split;
 mod tensor;
 mod types;
@@ -24,6 +27,7 @@ mod writer;
 pub use self::error::GgufError;
 pub use self::metadata::Metadata;
 pub use self::reader::{Gguf, MAX_HEADER_MEMORY, Part};
+pub use self::rows::{MadeTensor, SourceFile, TensorRows};
 pub use self::split::{
     KEY_SPLIT_COUNT, KEY_SPLIT_NO, KEY_SPLIT_TENSORS_COUNT, shard_path, shard_prefix,
 };

@@ -9,6 +9,7 @@ use memmap2::Mmap;
 use super::cursor::{Cursor, DAMAGED};
 use super::error::{GgufError, quoted};
 use super::metadata::Metadata;
+use super::rows::TensorRows;
 use super::split::{self, SplitKeys};
 use super::tensor::{MAX_DIMS, MAX_NAME_BYTES, Shape, TensorInfo};
 use super::types::GgmlType;
@@ -42,7 +43,9 @@ pub struct Gguf {
     /// The files; one unless the model is split.
     pub parts: Vec<Part>,
     /// Indices into `tensors`, sorted by name.
-    by_name: Vec<usize>,
+    pub(super) by_name: Vec<usize>,
+    /// What makes the tensors, if they are not in the parts' bytes.
+    pub(super) rows: Option<Box<dyn TensorRows>>,
 }
 
 /// One file of a model.
@@ -123,16 +126,22 @@ impl Gguf {
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.position(name).map(|i| &self.tensors[i])
+    }
+
+    /// The index in `tensors` of the tensor of this name.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
         let found = self
             .by_name
             .binary_search_by(|&i| self.tensors[i].name.as_str().cmp(name));
-        found.ok().map(|at| &self.tensors[self.by_name[at]])
+        found.ok().map(|at| self.by_name[at])
     }
 
     /// The data of one of this model's tensors, as stored: `tensor.n_bytes()` bytes.
     ///
     /// # Panics
-    /// If `tensor` comes from another model whose data lie elsewhere.
+    /// If `tensor` comes from another model whose data lie elsewhere, or the model is made on demand
+    /// ([`Gguf::rows`] works for both).
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         let start = tensor.file_offset as usize;
         &self.parts[tensor.part].bytes[start..start + tensor.n_bytes as usize]
@@ -284,8 +293,7 @@ impl Gguf {
             });
         }
 
-        let mut by_name: Vec<usize> = (0..tensors.len()).collect();
-        by_name.sort_unstable_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        let by_name = sorted_by_name(&tensors);
         if let Some(pair) = by_name
             .windows(2)
             .find(|pair| tensors[pair[0]].name == tensors[pair[1]].name)
@@ -308,7 +316,30 @@ impl Gguf {
             alignment: parts[0].alignment,
             parts,
             by_name,
+            rows: None,
         })
+    }
+}
+
+/// Indices of the tensors, sorted by name.
+pub(super) fn sorted_by_name(tensors: &[TensorInfo]) -> Vec<usize> {
+    let mut by_name: Vec<usize> = (0..tensors.len()).collect();
+    by_name.sort_unstable_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+    by_name
+}
+
+impl Part {
+    /// A file that is no GGUF file and holds what tensors are made from.
+    pub(super) fn unparsed(path: PathBuf, file_size: u64, alignment: u64) -> Part {
+        Part {
+            path,
+            file_size,
+            data_offset: 0,
+            alignment,
+            version: super::DEFAULT_VERSION,
+            metadata: None,
+            bytes: Bytes::Owned(Vec::new()),
+        }
     }
 }
 

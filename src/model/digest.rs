@@ -1,9 +1,9 @@
 //! A digest that tells one model from another.
 
-use crate::gguf::{Array, Gguf, Value};
+use crate::gguf::{Array, Gguf, GgufError, Value};
 
 /// How much of each end of a tensor's data is covered, in bytes.
-const SAMPLE: usize = 64 << 10;
+const SAMPLE: u64 = 64 << 10;
 
 /// `blake3:` and 64 hexadecimal digits that stand for the model's identity. Covered are
 ///
@@ -16,7 +16,10 @@ const SAMPLE: usize = 64 << 10;
 /// Names, licences and other descriptions are not covered, nor the order of keys and tensors, the alignment,
 /// or how the model is split into files. A change in the middle of a large tensor goes unnoticed: that is the
 /// price of not reading the whole model.
-pub fn digest(gguf: &Gguf) -> String {
+///
+/// # Errors
+/// The data of a model that is made on demand cannot be made.
+pub fn digest(gguf: &Gguf) -> Result<String, GgufError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"moqa model digest 1\0");
 
@@ -47,15 +50,15 @@ pub fn digest(gguf: &Gguf) -> String {
             number(&mut hasher, tensor.ne(i));
         }
         number(&mut hasher, tensor.ty.id().into());
-        let data = gguf.data(tensor);
-        if data.len() <= 2 * SAMPLE {
-            hasher.update(data);
+        let n = tensor.n_bytes();
+        if n <= 2 * SAMPLE {
+            hasher.update(&gguf.bytes(tensor, 0..n)?);
         } else {
-            hasher.update(&data[..SAMPLE]);
-            hasher.update(&data[data.len() - SAMPLE..]);
+            hasher.update(&gguf.bytes(tensor, 0..SAMPLE)?);
+            hasher.update(&gguf.bytes(tensor, n - SAMPLE..n)?);
         }
     }
-    format!("blake3:{}", hasher.finalize().to_hex())
+    Ok(format!("blake3:{}", hasher.finalize().to_hex()))
 }
 
 fn number(hasher: &mut blake3::Hasher, n: u64) {

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::error::ErrorTable;
-use crate::analysis::Probe;
+use crate::analysis::{ErrorTable, Probe};
 use crate::gguf::GgmlType;
 use crate::model::{ModelView, TensorView};
 

@@ -2,13 +2,11 @@
 
 mod candidates;
 mod cost;
-mod error;
 pub mod knapsack;
 mod recipe;
 mod solve;
 
 pub use candidates::{Candidates, default_types};
 pub use cost::CostModel;
-pub use error::{ErrorTable, measure_errors};
 pub use recipe::{Plan, TensorChoice};
 pub use solve::{Budget, PlanInputs, make_plan, plan_bytes};

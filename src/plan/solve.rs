@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 
 use super::candidates::Candidates;
 use super::cost::CostModel;
-use super::error::ErrorTable;
 use super::knapsack::{self, Choice, KnapsackError};
 use super::recipe::{Plan, TensorChoice};
 use crate::analysis::{Analysis, Importance};
@@ -35,8 +34,6 @@ pub struct PlanInputs<'a> {
     pub importance: &'a Importance,
     /// Types to choose from.
     pub candidates: &'a Candidates,
-    /// Errors of each tensor in each candidate type.
-    pub errors: &'a ErrorTable,
     /// What the file will record, for its exact size.
     pub records: &'a [(&'a str, String)],
 }
@@ -133,15 +130,23 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         }
     };
 
-    let costs = CostModel::new(inputs.view, &inputs.analysis.probes, inputs.errors);
+    let costs = CostModel::new(
+        inputs.view,
+        &inputs.analysis.probes,
+        &inputs.analysis.errors,
+    );
     let mut items = Vec::with_capacity(choices.len());
     for (tensor, types) in &choices {
         let item = types
             .iter()
             .map(|ty| {
-                let error = inputs.errors.get(&tensor.name, *ty).with_context(|| {
-                    format!("tensor {}: its error in {ty} was not measured", tensor.name)
-                })?;
+                let error = inputs
+                    .analysis
+                    .errors
+                    .get(&tensor.name, *ty)
+                    .with_context(|| {
+                        format!("tensor {}: its error in {ty} was not measured", tensor.name)
+                    })?;
                 Ok(Choice {
                     bytes: padded(tensor, *ty),
                     cost: costs.cost(&tensor.name, error),
@@ -175,7 +180,11 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
                 .row_bytes(TensorInfo::ne(tensor, 0))
                 .unwrap_or(0)
                 * tensor.n_rows(),
-            error: inputs.errors.get(&tensor.name, types[pick]).unwrap_or(0.0),
+            error: inputs
+                .analysis
+                .errors
+                .get(&tensor.name, types[pick])
+                .unwrap_or(0.0),
             cost: item[pick].cost,
         })
         .collect();

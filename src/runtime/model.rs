@@ -7,7 +7,8 @@ use std::ptr::NonNull;
 use anyhow::{Context as _, Result, anyhow, bail};
 use llama_cpp_sys_2 as sys;
 
-use super::{guard, log};
+use super::{MemoryFile, guard, log};
+use crate::gguf::Gguf;
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -17,12 +18,16 @@ pub struct ModelOptions {
     /// Let ggml repack weights for speed. Repacked weights cannot be exchanged by
     /// [`super::WeightHandles`].
     pub repack: bool,
+    /// Read names, shapes and types only: no memory is taken for weights, and nothing can be evaluated.
+    pub no_weights: bool,
 }
 
 /// A loaded model. Weights are memory-mapped.
 pub struct Model {
     raw: NonNull<sys::llama_model>,
     path: PathBuf,
+    /// The file it is mapped from, if that is in memory.
+    _memory: Option<MemoryFile>,
 }
 
 // SAFETY: a llama_model is immutable after loading, and llama.cpp allows several contexts on it.
@@ -36,9 +41,34 @@ impl Model {
     /// # Errors
     /// The file is refused by llama.cpp; the message carries llama.cpp's own words.
     pub fn load(path: &Path, options: &ModelOptions) -> Result<Self> {
+        Self::load_as(path, path, options)
+    }
+
+    /// Loads an opened model: from its file, or, if its tensors are made on demand, from a file in memory,
+    /// which takes as much of it as the model has bytes (the weights are needed there to run it anyway).
+    ///
+    /// # Errors
+    /// As [`Model::load`]; memory does not suffice; a tensor cannot be made.
+    pub fn load_source(gguf: &Gguf, options: &ModelOptions) -> Result<Self> {
+        let path = gguf.paths()[0];
+        if gguf.is_file() {
+            return Self::load(path, options);
+        }
+        let memory = if options.no_weights || options.vocab_only {
+            MemoryFile::header_only(gguf)?
+        } else {
+            MemoryFile::whole(gguf)?
+        };
+        let mut model = Self::load_as(memory.path(), path, options)?;
+        model._memory = Some(memory);
+        Ok(model)
+    }
+
+    /// Loads the file at `path`, which messages call `shown`.
+    fn load_as(path: &Path, shown: &Path, options: &ModelOptions) -> Result<Self> {
         super::init();
         let c_path = c_path(path)?;
-        crate::exit::set_subject(path);
+        crate::exit::set_subject(shown);
         log::explain();
         // SAFETY: a plain value.
         let mut params = unsafe { sys::llama_model_default_params() };
@@ -46,16 +76,21 @@ impl Model {
         params.vocab_only = options.vocab_only;
         params.load_mode = sys::LLAMA_LOAD_MODE_MMAP;
         params.use_extra_bufts = options.repack;
+        if options.no_weights {
+            params.no_alloc = true;
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        }
         // SAFETY: the path is NUL-terminated and the parameters are the defaults with plain values changed.
         let raw = unsafe { sys::llama_model_load_from_file(c_path.as_ptr(), params) };
         match NonNull::new(raw) {
             Some(raw) => Ok(Self {
                 raw,
-                path: path.to_owned(),
+                path: shown.to_owned(),
+                _memory: None,
             }),
             None => bail!(
                 "{}: llama.cpp cannot load this model{}",
-                path.display(),
+                shown.display(),
                 log::explain()
             ),
         }

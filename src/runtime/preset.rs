@@ -209,7 +209,6 @@ fn quantize(
     overrides: &[(String, GgmlType)],
     pure: bool,
 ) -> Result<u32> {
-    crate::exit::set_subject(source);
     let source = c_path(source)?;
     let target = c_path(target.unwrap_or(Path::new("none")))?;
     let names: Vec<CString> = importance

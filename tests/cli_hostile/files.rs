@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use moqa::gguf::{GgmlType, Gguf, GgufLayout, GgufWriter, shard_path};
 
-use super::common::{Random, TINY};
+use super::watch::{Random, TINY};
 use super::{all_refuse, attempt, commands, on_all_cores, place, refused};
 
 #[test]

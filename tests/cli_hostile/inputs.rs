@@ -4,7 +4,7 @@ use std::fs;
 
 use moqa::analysis::{self, Analysis, WeightStats};
 
-use super::common::{LAB, Random, TINY};
+use super::watch::{LAB, Random, TINY};
 use super::{QUICK, attempt, call, on_all_cores, place, refused};
 
 #[test]

@@ -1,21 +1,21 @@
 //! Hostile input to the whole program: a clear error or success, exit code 0, 1 or 2, no panic, no abort, no
 //! file left, within bounds of time and memory.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod files;
 mod inputs;
 mod metadata;
 mod targets;
+#[path = "../watch/mod.rs"]
+mod watch;
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Outcome, TINY, folder, names, program, run};
 use moqa::gguf::Gguf;
 use tempfile::TempDir;
+use watch::{Outcome, TINY, folder, names, program, run};
 
 const MEMORY_LIMIT: u64 = 256 << 20;
 

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::common::{TINY, limit, names, program};
+use super::watch::{TINY, limit, names, program};
 use super::{commands, place, refused};
 
 #[test]

@@ -1,152 +1,45 @@
-//! Running the program and watching what it leaves behind.
+//! What several test programs share.
 #![allow(dead_code)]
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
-use tempfile::TempDir;
-
-/// A random Qwen3-MoE model of 140 thousand parameters, made for tests: 2 layers of 4 experts.
-pub const TINY: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/models/qwen3-moe-tiny.gguf"
-);
-/// A trained model of 42 MB.
-pub const LAB: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/lab-moe.gguf");
-
-/// A folder in memory where there is one: the program syncs what it writes, and a disk makes that slow.
-pub fn folder() -> TempDir {
-    let shm = Path::new("/dev/shm");
-    tempfile::tempdir_in(shm)
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
+/// The model that the repository ships: a trained MoE of 21 million weights.
+pub fn lab_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/lab-moe.gguf")
 }
 
-pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moqa"));
-    command.stdin(Stdio::null());
-    command
+/// llama-imatrix's file for the built-in science text, chunks of 256, output tensor included.
+pub fn science_imatrix() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/lab-moe.science.imatrix.gguf")
 }
 
-/// How a run ended and what it needed.
-pub struct Outcome {
-    pub status: ExitStatus,
-    pub took: Duration,
-    pub cpu: Duration,
-    pub memory: u64,
-    pub stdout: String,
-    pub stderr: String,
+/// A text that is in the repository.
+pub fn science_text() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/analysis/calibration/science.txt")
 }
 
-/// Runs to the end; a run of a minute is killed and fails the test.
-pub fn run(mut command: Command) -> Outcome {
-    let out = tempfile::tempfile().unwrap();
-    let err = tempfile::tempfile().unwrap();
-    command
-        .stdout(out.try_clone().unwrap())
-        .stderr(err.try_clone().unwrap());
-    let started = Instant::now();
-    let child = command.spawn().unwrap();
-    let (status, usage) = wait(&child, Duration::from_secs(60));
-    let took = started.elapsed();
-    let seconds = |t: libc::timeval| {
-        Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64)
-    };
-    Outcome {
-        status,
-        took,
-        cpu: seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        // KiB on Linux, bytes on macOS.
-        memory: usage.ru_maxrss as u64 * if cfg!(target_os = "linux") { 1024 } else { 1 },
-        stdout: text(out),
-        stderr: text(err),
-    }
+/// Runs the program.
+pub fn moqa(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_moqa"))
+        .args(args)
+        .output()
+        .expect("the program starts")
 }
 
-fn text(mut file: File) -> String {
-    use std::io::{Read, Seek};
-    let mut bytes = Vec::new();
-    file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes).into_owned()
+/// Runs the program, which must succeed, and returns its standard output.
+pub fn moqa_ok(args: &[&str]) -> String {
+    let out = moqa(args);
+    assert!(
+        out.status.success(),
+        "moqa {args:?}: {}\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
+    String::from_utf8(out.stdout).expect("output is UTF-8")
 }
 
-/// Waits for a child, at most so long, and returns what it used.
-pub fn wait(child: &Child, limit: Duration) -> (ExitStatus, libc::rusage) {
-    let pid = child.id() as libc::pid_t;
-    let started = Instant::now();
-    loop {
-        let mut status = 0;
-        // SAFETY: a zeroed rusage is valid, and both pointers live during the call.
-        let (done, usage) = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            let done = libc::wait4(pid, &mut status, libc::WNOHANG, &mut usage);
-            (done, usage)
-        };
-        assert!(done >= 0, "waiting failed");
-        if done == pid {
-            return (ExitStatus::from_raw(status), usage);
-        }
-        if started.elapsed() > limit {
-            signal(child, libc::SIGKILL);
-            panic!("the program still ran after {limit:?}");
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-}
-
-pub fn signal(child: &Child, signal: i32) {
-    // SAFETY: the child was not waited for yet, so its number is its own.
-    unsafe { libc::kill(child.id() as libc::pid_t, signal) };
-}
-
-/// Has the child run under a limit; `libc::RLIMIT_FSIZE` say.
-pub fn limit(command: &mut Command, resource: i32, value: u64) {
-    // SAFETY: setrlimit is async-signal-safe.
-    unsafe {
-        command.pre_exec(move || {
-            let limit = libc::rlimit {
-                rlim_cur: value,
-                rlim_max: value,
-            };
-            match libc::setrlimit(resource as _, &limit) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
-}
-
-/// Names in a folder.
-pub fn names(folder: &Path) -> BTreeSet<String> {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
-        .collect()
-}
-
-/// The data that came with the project where it is at hand.
-pub fn shared(file: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("MOQA_SHARED")?).join(file);
-    path.exists().then_some(path)
-}
-
-/// A small seeded generator (xorshift64*).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
+/// A path as an argument.
+pub fn s(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
 }

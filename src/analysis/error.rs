@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 
-use crate::analysis::{Analysis, Importance};
+use super::importance::Importance;
+use super::stats::Analysis;
 use crate::ggml;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::progress::Progress;
 
 /// Relative output error of every tensor in every candidate type.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ErrorTable {
     errors: BTreeMap<String, BTreeMap<GgmlType, f64>>,
 }
@@ -22,7 +23,26 @@ impl ErrorTable {
         self.errors.get(tensor)?.get(&ty).copied()
     }
 
-    /// Sets an error; used where it is known otherwise.
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// Every error, `(tensor, type, error)`, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, GgmlType, f64)> {
+        self.errors
+            .iter()
+            .flat_map(|(name, of)| of.iter().map(move |(ty, e)| (name.as_str(), *ty, *e)))
+    }
+
+    /// Adds the errors of another table.
+    pub fn extend(&mut self, other: ErrorTable) {
+        for (name, of) in other.errors {
+            self.errors.entry(name).or_default().extend(of);
+        }
+    }
+
+    /// Sets an error.
     pub fn insert(&mut self, tensor: &str, ty: GgmlType, error: f64) {
         self.errors
             .entry(tensor.to_owned())
@@ -140,15 +160,10 @@ fn measure_piece(
     piece: &Piece,
 ) -> Result<Vec<f64>> {
     let n_in = tensor.ne(0) as usize;
-    let src_row = tensor
-        .ty
-        .row_bytes(tensor.ne(0))
-        .context("rows do not hold whole blocks")? as usize;
-    let data = source.data(tensor);
     let mut values = vec![0f32; n_in * piece.rows.len()];
     for (row, out) in piece.rows.iter().zip(values.chunks_exact_mut(n_in)) {
-        let row = piece.matrix * tensor.ne(1) as usize + row;
-        ggml::decode(tensor.ty, &data[row * src_row..(row + 1) * src_row], out)?;
+        let row = piece.matrix as u64 * tensor.ne(1) + *row as u64;
+        ggml::decode(tensor.ty, &source.rows(tensor, row..row + 1)?, out)?;
     }
     let imp = importance.of(&tensor.name, piece.matrix, n_in);
     // The tokens behind the importance; an expert that none reached counts as one that one token did.

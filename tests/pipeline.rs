@@ -1,0 +1,366 @@
+//! The main job as a user runs it.
+
+mod common;
+
+use common::{lab_model, moqa, moqa_ok, s, science_imatrix, science_text};
+use moqa::gguf::{GgmlType, Gguf};
+use moqa::runtime::{Model, ModelOptions};
+
+/// ggml itself on our table of types.
+#[test]
+fn types_are_those_of_the_linked_ggml() {
+    use llama_cpp_sys_2 as sys;
+    for &ty in GgmlType::ALL {
+        // SAFETY: pure functions of a valid type id.
+        let (name, size, elems, quantized) = unsafe {
+            (
+                std::ffi::CStr::from_ptr(sys::ggml_type_name(ty.id())),
+                sys::ggml_type_size(ty.id()),
+                sys::ggml_blck_size(ty.id()),
+                sys::ggml_is_quantized(ty.id()),
+            )
+        };
+        assert_eq!(name.to_str().unwrap(), ty.name());
+        assert_eq!(
+            (size as u64, elems as u64, quantized),
+            (ty.block_bytes(), ty.block_elems(), ty.is_quantized())
+        );
+    }
+    let newest = GgmlType::ALL.iter().map(|t| t.id()).max().unwrap();
+    assert_eq!(newest + 1, sys::GGML_TYPE_COUNT);
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn analysis_plan_and_file_work_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (model, text) = (lab_model(), science_text());
+    let analysis = at("a.moqa");
+    let a = json(&moqa_ok(&[
+        "analyze",
+        s(&model),
+        "-o",
+        s(&analysis),
+        "--text",
+        s(&text),
+        "--ctx",
+        "256",
+        "--sensitivity",
+        "8",
+        "--json",
+        "-q",
+    ]));
+    assert_eq!(a["layers"].as_array().unwrap().len(), 6);
+    assert!(a["probes"].as_u64().unwrap() > 20);
+
+    // A dry run writes nothing and says what the plan would be.
+    let plan = at("plan.toml");
+    let types = at("types.txt");
+    let args = [
+        "plan",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--like",
+        "Q3_K_M",
+        "-o",
+        s(&plan),
+        "--json",
+        "-q",
+    ];
+    let dry = json(&moqa_ok(&[&args[..], &["--dry-run"]].concat()));
+    assert!(!plan.exists());
+    let made = json(&moqa_ok(
+        &[&args[..], &["--tensor-type-file", s(&types)]].concat(),
+    ));
+    assert_eq!(dry, made, "the plan is deterministic");
+    assert!(made["file_bytes"].as_u64().unwrap() <= made["budget_bytes"].as_u64().unwrap());
+    // The budget is used: what is left is less than one step of a small tensor.
+    assert!(made["file_bytes"].as_f64().unwrap() > 0.99 * made["budget_bytes"].as_f64().unwrap());
+    assert!(made["bound"].as_f64().unwrap() <= made["objective"].as_f64().unwrap());
+    let lines = std::fs::read_to_string(&types).unwrap();
+    assert_eq!(lines.lines().count(), 43);
+
+    // The file has exactly the bytes that were planned, and the types.
+    let small = at("small.gguf");
+    let before = std::fs::read(&model).unwrap();
+    moqa_ok(&[
+        "quantize",
+        s(&model),
+        "--plan",
+        s(&plan),
+        "--analysis",
+        s(&analysis),
+        "-o",
+        s(&small),
+        "-q",
+    ]);
+    assert_eq!(
+        std::fs::metadata(&small).unwrap().len(),
+        made["file_bytes"].as_u64().unwrap()
+    );
+    assert_eq!(
+        std::fs::read(&model).unwrap(),
+        before,
+        "the source is not touched"
+    );
+    let (source, written) = (Gguf::open(&model).unwrap(), Gguf::open(&small).unwrap());
+    let planned = moqa::plan::Plan::read(&plan).unwrap().types();
+    for (t, old) in written.tensors.iter().zip(&source.tensors) {
+        assert_eq!((&t.name, t.dims), (&old.name, old.dims));
+        assert_eq!(t.ty, planned.get(&t.name).copied().unwrap_or(old.ty));
+    }
+    // Metadata: the source's keys in order, its values, then ours.
+    let old_keys: Vec<&str> = source.metadata.iter().map(|(k, _)| k).collect();
+    let new_keys: Vec<&str> = written.metadata.iter().map(|(k, _)| k).collect();
+    assert_eq!(new_keys[..old_keys.len()], old_keys);
+    for (k, v) in source
+        .metadata
+        .iter()
+        .filter(|(k, _)| *k != "general.file_type")
+    {
+        assert_eq!(written.metadata.get(k), Some(v), "{k}");
+    }
+    for key in ["moqa.version", "moqa.source", "moqa.plan", "moqa.analysis"] {
+        assert!(
+            written.metadata.get_str(key).is_some_and(|v| !v.is_empty()),
+            "{key}"
+        );
+    }
+
+    // One command does the same as the three.
+    let direct = at("direct.gguf");
+    moqa_ok(&[
+        "quantize",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--like",
+        "Q3_K_M",
+        "-o",
+        s(&direct),
+        "-q",
+    ]);
+    assert_eq!(
+        std::fs::read(&direct).unwrap(),
+        std::fs::read(&small).unwrap()
+    );
+
+    // It is good: a fraction of what a uniform file of that size loses.
+    let e = json(&moqa_ok(&[
+        "eval",
+        s(&small),
+        "--against",
+        s(&model),
+        "--text",
+        s(&text),
+        "--ctx",
+        "256",
+        "--json",
+        "-q",
+    ]));
+    let kld = e["divergence"]["mean_kld"]["value"].as_f64().unwrap();
+    assert!(kld > 0.0 && kld < 0.012, "{kld}");
+
+    // Every kind of file can be looked at.
+    for file in [&model, &small, &analysis, &plan, &science_imatrix()] {
+        assert!(moqa_ok(&["inspect", s(file)]).lines().count() > 2);
+        json(&moqa_ok(&["inspect", s(file), "--json"]));
+    }
+}
+
+#[test]
+fn a_split_model_is_read_and_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = lab_model();
+    let plan = at("plan.toml");
+    let types: String = Gguf::open(&model)
+        .unwrap()
+        .tensors
+        .iter()
+        .filter(|t| t.ty == GgmlType::BF16)
+        .map(|t| format!("\"{}\" = \"q4_0\"\n", t.name))
+        .collect();
+    std::fs::write(&plan, format!("version = 1\n[tensors]\n{types}")).unwrap();
+    let whole = at("whole.gguf");
+    moqa_ok(&[
+        "quantize",
+        s(&model),
+        "--plan",
+        s(&plan),
+        "--no-analysis",
+        "-o",
+        s(&whole),
+        "-q",
+    ]);
+    let out = json(&moqa_ok(&[
+        "quantize",
+        s(&model),
+        "--plan",
+        s(&plan),
+        "--no-analysis",
+        "-o",
+        s(&at("parts.gguf")),
+        "--split-max-size",
+        "3MiB",
+        "--json",
+        "-q",
+    ]));
+    let files: Vec<&str> = out["written"]["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| f.as_str().unwrap())
+        .collect();
+    assert!(
+        files.len() >= 4 && files[0].ends_with("parts-00001-of-00005.gguf"),
+        "{files:?}"
+    );
+    let (one, many) = (Gguf::open(&whole).unwrap(), Gguf::open(files[0]).unwrap());
+    for t in &one.tensors {
+        assert!(
+            one.data(t) == many.data(many.tensor(&t.name).unwrap()),
+            "{}",
+            t.name
+        );
+    }
+    // llama.cpp reads the shards, and so do we as a source.
+    Model::load(files[0].as_ref(), &ModelOptions::default()).unwrap();
+    let again = at("again.gguf");
+    moqa_ok(&[
+        "quantize",
+        files[0],
+        "--plan",
+        s(&plan),
+        "--no-analysis",
+        "-o",
+        s(&again),
+        "-q",
+    ]);
+    let again = Gguf::open(&again).unwrap();
+    assert!(
+        again
+            .tensors
+            .iter()
+            .all(|t| again.data(t) == one.data(one.tensor(&t.name).unwrap()))
+    );
+}
+
+#[test]
+fn budgets_and_arguments_that_cannot_be_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.gguf");
+    let model = lab_model();
+    let fails = |args: &[&str], code: i32, words: &str| {
+        let r = moqa(args);
+        let text = String::from_utf8_lossy(&r.stderr).into_owned();
+        assert_eq!(r.status.code(), Some(code), "{args:?}: {text}");
+        assert!(text.contains(words), "{args:?}: {text}");
+        assert!(!out.exists());
+    };
+    let imatrix = science_imatrix();
+    let base = [
+        "quantize",
+        s(&model),
+        "-o",
+        s(&out),
+        "--imatrix",
+        s(&imatrix),
+        "--sensitivity",
+        "0",
+        "-q",
+    ];
+    fails(&[&base[..], &["--size", "1MiB"]].concat(), 1, "too small");
+    fails(&base, 1, "--bpw");
+    fails(&[&base[..], &["--bpw", "x"]].concat(), 2, "bits per weight");
+    fails(
+        &[&base[..], &["--like", "Q9"]].concat(),
+        2,
+        "not a llama.cpp preset",
+    );
+    fails(
+        &[&base[..], &["--bpw", "3", "--size", "9MiB"]].concat(),
+        2,
+        "cannot be used with",
+    );
+    fails(
+        &["quantize", s(&model), "-o", s(&model), "--bpw", "4"],
+        1,
+        "is the source itself",
+    );
+    fails(&["frobnicate"], 2, "unrecognized");
+    for command in ["quantize", "analyze", "plan", "inspect", "eval"] {
+        assert!(
+            moqa_ok(&[command, "--help"]).contains("Example"),
+            "{command}"
+        );
+    }
+}
+
+/// An expert that no token reached is reported by layer and number.
+#[test]
+fn unreached_experts_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("t.txt");
+    std::fs::write(&text, "one two three four five six seven eight").unwrap();
+    let analysis = dir.path().join("a.moqa");
+    let model = lab_model();
+    let out = moqa(&[
+        "analyze",
+        s(&model),
+        "-o",
+        s(&analysis),
+        "--text",
+        s(&text),
+        "--sensitivity",
+        "0",
+    ]);
+    assert!(out.status.success());
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        told.contains("no calibration token reached expert")
+            && told.contains("blk.0.ffn_gate_exps.weight"),
+        "{told}"
+    );
+    let shown = json(&moqa_ok(&["inspect", s(&analysis), "--json"]));
+    assert!(!shown["unreached"].as_array().unwrap().is_empty());
+    // A plan can still be made from it.
+    let small = dir.path().join("small.gguf");
+    moqa_ok(&[
+        "quantize",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--sensitivity",
+        "0",
+        "--bpw",
+        "4",
+        "-o",
+        s(&small),
+        "-q",
+    ]);
+    Model::load(&small, &ModelOptions::default()).unwrap();
+}
+
+/// The program is refused by a message, not by an illegal instruction, where AVX2 is missing. Needs qemu-user.
+#[test]
+fn an_older_cpu_gets_a_message() {
+    let run = |cpu: &str| {
+        std::process::Command::new("qemu-x86_64")
+            .args(["-cpu", cpu, env!("CARGO_BIN_EXE_moqa"), "--version"])
+            .output()
+    };
+    let (Ok(old), Ok(new)) = (run("Nehalem"), run("Haswell")) else {
+        eprintln!("skipped: qemu-x86_64 is not installed");
+        return;
+    };
+    assert_eq!(old.status.code(), Some(1));
+    assert!(old.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&old.stderr).contains("needs a CPU with AVX2"));
+    assert!(new.status.success() && String::from_utf8_lossy(&new.stdout).starts_with("moqa "));
+}
