@@ -186,6 +186,7 @@ fn distance(model: &Model, family: &str) -> f64 {
         n_ctx: tokens[0].len(),
         n_seq: 1,
         n_threads: 1,
+        observable: false,
     };
     let mut context = Context::new(model, options).unwrap();
     let mut sum = 0.0;

@@ -6,66 +6,115 @@ use anyhow::{Context, Result};
 use rayon::prelude::*;
 
 use super::importance::Importance;
-use super::stats::Analysis;
 use crate::ggml;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::progress::Progress;
 
-/// Relative output error of every tensor in every candidate type.
+/// Output errors of a tensor's matrices (experts; one for an ordinary weight) in each type.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TensorErrors {
+    /// Expected squared output of each matrix for one token that reaches it.
+    pub energy: Vec<f64>,
+    /// Expected squared error over [`TensorErrors::energy`], for each matrix, by type.
+    pub by_type: BTreeMap<GgmlType, Vec<f64>>,
+}
+
+/// Relative output errors of every tensor in every candidate type.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ErrorTable {
-    errors: BTreeMap<String, BTreeMap<GgmlType, f64>>,
+    tensors: BTreeMap<String, TensorErrors>,
 }
 
 impl ErrorTable {
-    /// Error of a tensor in a type; zero for its source type.
-    pub fn get(&self, tensor: &str, ty: GgmlType) -> Option<f64> {
-        self.errors.get(tensor)?.get(&ty).copied()
-    }
-
     /// Whether nothing was measured.
     pub fn is_empty(&self) -> bool {
-        self.errors.is_empty()
+        self.tensors.is_empty()
     }
 
-    /// Every error, `(tensor, type, error)`, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, GgmlType, f64)> {
-        self.errors
+    /// The errors of a tensor.
+    pub fn tensor(&self, name: &str) -> Option<&TensorErrors> {
+        self.tensors.get(name)
+    }
+
+    /// Every tensor's errors, in order of name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &TensorErrors)> {
+        self.tensors
             .iter()
-            .flat_map(|(name, of)| of.iter().map(move |(ty, e)| (name.as_str(), *ty, *e)))
+            .map(|(name, errors)| (name.as_str(), errors))
     }
 
-    /// Adds the errors of another table.
-    pub fn extend(&mut self, other: ErrorTable) {
-        for (name, of) in other.errors {
-            self.errors.entry(name).or_default().extend(of);
-        }
+    /// Whether the errors of a tensor in a type are known.
+    pub fn contains(&self, tensor: &str, ty: GgmlType) -> bool {
+        self.tensors
+            .get(tensor)
+            .is_some_and(|t| t.by_type.contains_key(&ty))
     }
 
-    /// Sets an error.
-    pub fn insert(&mut self, tensor: &str, ty: GgmlType, error: f64) {
-        self.errors
-            .entry(tensor.to_owned())
-            .or_default()
-            .insert(ty, error);
+    /// Adds a tensor's errors to those known.
+    pub fn insert(&mut self, tensor: &str, errors: TensorErrors) {
+        let known = self.tensors.entry(tensor.to_owned()).or_default();
+        known.energy = errors.energy;
+        known.by_type.extend(errors.by_type);
+    }
+
+    /// Relative error of a whole tensor, `sum_e t_e n_e r_e / sum_e t_e n_e` with `n_e` the energy and `r_e`
+    /// the relative error of matrix `e`, and `t_e = traffic[e]` how much passes through it. One value stands
+    /// for all matrices.
+    pub fn relative(&self, tensor: &str, ty: GgmlType, traffic: &[f64]) -> Option<f64> {
+        let errors = self.tensors.get(tensor)?;
+        let shares = shares(&errors.energy, traffic);
+        Some(
+            errors
+                .by_type
+                .get(&ty)?
+                .iter()
+                .zip(shares)
+                .map(|(r, s)| r * s)
+                .sum(),
+        )
+    }
+
+    /// What share of a tensor's output each matrix has, `t_e n_e / sum t_e n_e`.
+    pub fn shares(&self, tensor: &str, traffic: &[f64]) -> Option<Vec<f64>> {
+        Some(shares(&self.tensors.get(tensor)?.energy, traffic))
     }
 }
 
-/// Measures, for each tensor and each of its candidate types,
+fn shares(energy: &[f64], traffic: &[f64]) -> Vec<f64> {
+    let passing = |e: usize| {
+        if traffic.len() == energy.len() {
+            traffic[e]
+        } else {
+            1.0
+        }
+    };
+    let parts: Vec<f64> = energy
+        .iter()
+        .enumerate()
+        .map(|(e, n)| n * passing(e))
+        .collect();
+    let total: f64 = parts.iter().sum();
+    if total > 0.0 {
+        parts.into_iter().map(|p| p / total).collect()
+    } else {
+        vec![1.0 / energy.len().max(1) as f64; energy.len()]
+    }
+}
+
+/// Measures, for each tensor, each of its matrices `e` and each of its candidate types,
 ///
-/// `E = sum_e sum_i s[e,i] sum_o (W[e,o,i] - Q(W)[e,o,i])^2 / sum_e sum_i s[e,i] sum_o W[e,o,i]^2`
+/// `r_e = sum_i m[e,i] sum_o (W[e,o,i] - Q(W)[e,o,i])^2 / sum_i m[e,i] sum_o W[e,o,i]^2`
 ///
-/// with `s[e,i]` the sum of squared activations of input channel `i` over the tokens that reached expert `e`:
-/// the expected squared error of the outputs over their expected square, for channels taken as uncorrelated
-/// (the weighting of llama.cpp's imatrix). Rows are sampled evenly so that about `max_values` values of a tensor
-/// are quantized.
+/// with `m[e,i]` the mean squared activation of input channel `i` over the tokens that reached `e`: the
+/// expected squared error of the outputs over their expected square, for channels taken as uncorrelated (the
+/// weighting of llama.cpp's imatrix). Rows are sampled evenly so that about `max_values` values of a tensor are
+/// quantized.
 ///
 /// # Errors
 /// A tensor cannot be quantized; names it.
 pub fn measure_errors(
     source: &Gguf,
     tensors: &[(&TensorInfo, Vec<GgmlType>)],
-    analysis: &Analysis,
     importance: &Importance,
     max_values: u64,
     pool: &rayon::ThreadPool,
@@ -82,8 +131,8 @@ pub fn measure_errors(
             .par_iter()
             .map(|piece| {
                 let (tensor, types) = &tensors[piece.tensor];
-                let sums = measure_piece(source, tensor, types, analysis, importance, piece)
-                    .with_context(|| {
+                let sums =
+                    measure_piece(source, tensor, types, importance, piece).with_context(|| {
                         format!(
                             "{}: tensor {}",
                             source.paths()[tensor.part].display(),
@@ -97,21 +146,34 @@ pub fn measure_errors(
     })?;
     bar.finish();
 
-    let mut totals: Vec<Vec<f64>> = tensors
+    // Per tensor and matrix: squared errors a type, and last the energy. The sample stands for all rows.
+    let mut totals: Vec<Vec<Vec<f64>>> = tensors
         .iter()
-        .map(|(_, types)| vec![0.0; types.len() + 1])
+        .map(|(t, types)| {
+            vec![vec![0.0; types.len() + 1]; (t.n_rows() / t.dims.ne(1).max(1)) as usize]
+        })
         .collect();
     for (piece, sums) in pieces.iter().zip(&partial) {
-        for (t, s) in totals[piece.tensor].iter_mut().zip(sums) {
+        for (t, s) in totals[piece.tensor][piece.matrix].iter_mut().zip(sums) {
             *t += s;
         }
     }
     let mut table = ErrorTable::default();
     for ((tensor, types), total) in tensors.iter().zip(&totals) {
-        let norm = total[types.len()];
-        for (ty, sum) in types.iter().zip(total) {
-            table.insert(&tensor.name, *ty, if norm > 0.0 { sum / norm } else { 0.0 });
-        }
+        let energy: Vec<f64> = total.iter().map(|m| m[types.len()]).collect();
+        let of_type = |i: usize| -> Vec<f64> {
+            total
+                .iter()
+                .zip(&energy)
+                .map(|(m, n)| if *n > 0.0 { m[i] / n } else { 0.0 })
+                .collect()
+        };
+        let by_type = types
+            .iter()
+            .enumerate()
+            .map(|(i, ty)| (*ty, of_type(i)))
+            .collect();
+        table.insert(&tensor.name, TensorErrors { energy, by_type });
     }
     Ok(table)
 }
@@ -155,7 +217,6 @@ fn measure_piece(
     source: &Gguf,
     tensor: &TensorInfo,
     types: &[GgmlType],
-    analysis: &Analysis,
     importance: &Importance,
     piece: &Piece,
 ) -> Result<Vec<f64>> {
@@ -166,12 +227,7 @@ fn measure_piece(
         ggml::decode(tensor.ty, &source.rows(tensor, row..row + 1)?, out)?;
     }
     let imp = importance.of(&tensor.name, piece.matrix, n_in);
-    // The tokens behind the importance; an expert that none reached counts as one that one token did.
-    let tokens = match analysis.weights.get(&tensor.name) {
-        Some(w) if imp.is_some() => w.count(piece.matrix.min(w.n_mat() - 1)).max(1.0),
-        _ => 1.0,
-    };
-    let weigh = |i: usize| imp.map_or(1.0, |v| f64::from(v[i])) * tokens;
+    let weigh = |i: usize| imp.map_or(1.0, |v| f64::from(v[i]));
     let mut sums = Vec::with_capacity(types.len() + 1);
     let mut back = vec![0f32; values.len()];
     for &ty in types {
@@ -201,4 +257,28 @@ fn measure_piece(
         .sum();
     sums.push(norm);
     Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensors_error_follows_the_traffic() {
+        let mut table = ErrorTable::default();
+        let by_type = BTreeMap::from([(GgmlType::Q4_K, vec![0.1, 0.3])]);
+        table.insert(
+            "w",
+            TensorErrors {
+                energy: vec![1.0, 2.0],
+                by_type,
+            },
+        );
+        let relative = |traffic: &[f64]| table.relative("w", GgmlType::Q4_K, traffic).unwrap();
+        assert!((relative(&[1.0, 0.0]) - 0.1).abs() < 1e-12);
+        assert!((relative(&[2.0, 1.0]) - 0.2).abs() < 1e-12);
+        assert!((relative(&[1.0]) - 0.7 / 3.0).abs() < 1e-12);
+        assert!((relative(&[0.0, 0.0]) - 0.2).abs() < 1e-12);
+        assert!(table.relative("w", GgmlType::Q5_K, &[1.0]).is_none());
+    }
 }

@@ -11,7 +11,7 @@ mod store;
 mod text;
 
 pub use collect::{CollectOptions, collect};
-pub use error::{ErrorTable, measure_errors};
+pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
 pub use stats::{Analysis, Origin, RouterStats, WeightStats};

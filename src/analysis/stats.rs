@@ -235,6 +235,43 @@ impl Analysis {
             .collect()
     }
 
+    /// How much passes through each expert of a tensor: the sum of its squared gate weights, since an error of
+    /// an expert's output reaches the layer's output times the gate weight. Token counts where the gate
+    /// weights are not known; empty where nothing is. An expert that no token reached counts as one that one
+    /// token did, at the mean gate weight.
+    pub fn traffic(&self, tensor: &str) -> Vec<f64> {
+        let Some(stats) = self.weights.get(tensor) else {
+            return Vec::new();
+        };
+        if stats.n_mat() < 2 || stats.counts.len() < 2 {
+            return Vec::new();
+        }
+        let layer = tensor
+            .strip_prefix("blk.")
+            .and_then(|r| r.split_once('.')?.0.parse::<usize>().ok());
+        let router = layer
+            .and_then(|l| self.routers.get(&l))
+            .filter(|r| r.counts.len() == stats.n_mat());
+        match router {
+            Some(r) if r.tokens > 0.0 => {
+                let routed: f64 = r.counts.iter().sum();
+                let mean = r.gate_mass_sq.iter().sum::<f64>() / routed.max(1.0);
+                (0..stats.n_mat())
+                    .map(|e| {
+                        if r.counts[e] > 0.0 {
+                            r.gate_mass_sq[e]
+                        } else {
+                            mean
+                        }
+                    })
+                    .collect()
+            }
+            _ => (0..stats.n_mat())
+                .map(|e| stats.count(e).max(1.0))
+                .collect(),
+        }
+    }
+
     /// Adds the statistics of another analysis of the same model. Measured effects are kept from `self` when
     /// it has any.
     ///

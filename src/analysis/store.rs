@@ -4,13 +4,14 @@
 //! `NAME.in_sum2` [n_in, n_mat] and `NAME.in_sum` in F32 and `NAME.counts` [1, n_counts] in F64; those of
 //! routers are `moqa.router.N.{counts,gate_mass,gate_mass_sq}` [n_expert] in F64 with the keys
 //! `moqa.router.N.{tokens,n_used}`; measured effects and errors are parallel
-//! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.{tensor,type,value}`.
+//! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.*` (see [`set_errors`]).
 
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
 use super::sensitivity::Probe;
 use super::stats::{Analysis, RouterStats};
@@ -120,7 +121,7 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         PROBES,
         probes.iter().map(|p| (p.tensor.as_str(), p.ty, p.kld)),
     );
-    set_measurements(&mut meta, ERRORS, analysis.errors.iter());
+    set_errors(&mut meta, &analysis.errors);
 
     let mut specs = Vec::new();
     for (name, w) in &analysis.weights {
@@ -223,6 +224,92 @@ fn set_measurements<'a>(
     );
     meta.set(format!("{prefix}.type"), Value::Array(Array::Str(types)));
     meta.set(format!("{prefix}.value"), Value::Array(Array::F64(values)));
+}
+
+/// Stores errors: the tensors' names and numbers of matrices, the energies of all matrices one after another,
+/// and for each type, by its number in `types`, the tensor's number and its matrices' errors.
+fn set_errors(meta: &mut Metadata, table: &ErrorTable) {
+    let (mut names, mut n_mat, mut energy) = (GStringArray::new(), Vec::new(), Vec::new());
+    let (mut entries, mut values) = (Vec::new(), Vec::new());
+    for (i, (name, t)) in table.iter().enumerate() {
+        names.push(name.as_bytes());
+        n_mat.push(t.energy.len() as u64);
+        energy.extend_from_slice(&t.energy);
+        for (ty, of) in &t.by_type {
+            entries.extend([i as u64, u64::from(ty.id())]);
+            values.extend_from_slice(of);
+        }
+    }
+    meta.set(format!("{ERRORS}.tensor"), Value::Array(Array::Str(names)));
+    meta.set(format!("{ERRORS}.n_mat"), Value::Array(Array::U64(n_mat)));
+    meta.set(format!("{ERRORS}.energy"), Value::Array(Array::F64(energy)));
+    meta.set(format!("{ERRORS}.entry"), Value::Array(Array::U64(entries)));
+    meta.set(format!("{ERRORS}.value"), Value::Array(Array::F64(values)));
+}
+
+/// Reads what [`set_errors`] stored.
+fn errors(meta: &Metadata) -> Result<ErrorTable> {
+    let key = |what: &str| format!("{ERRORS}.{what}");
+    let wrong = |what: &str| format!("key {} is missing or contradicts the others", key(what));
+    let names = meta
+        .get_array(&key("tensor"))
+        .and_then(Array::as_strings)
+        .with_context(|| wrong("tensor"))?;
+    let numbers = |what: &str| match meta.get_array(&key(what)) {
+        Some(Array::U64(v)) => Ok(v.as_slice()),
+        _ => Err(anyhow::anyhow!(wrong(what))),
+    };
+    let floats = |what: &str| match meta.get_array(&key(what)) {
+        Some(Array::F64(v)) if v.iter().all(|x| x.is_finite() && *x >= 0.0) => Ok(v.as_slice()),
+        _ => Err(anyhow::anyhow!(wrong(what))),
+    };
+    let (n_mat, entries) = (numbers("n_mat")?, numbers("entry")?);
+    let (mut energy, mut values) = (floats("energy")?, floats("value")?);
+    ensure!(n_mat.len() == names.len(), wrong("n_mat"));
+    let mut tensors: Vec<(&str, TensorErrors)> = Vec::new();
+    for (name, &n) in names.iter().zip(n_mat) {
+        let name = std::str::from_utf8(name)
+            .ok()
+            .with_context(|| wrong("tensor"))?;
+        let n = usize::try_from(n)
+            .ok()
+            .filter(|n| *n <= energy.len())
+            .with_context(|| wrong("energy"))?;
+        let (own, rest) = energy.split_at(n);
+        energy = rest;
+        tensors.push((
+            name,
+            TensorErrors {
+                energy: own.to_vec(),
+                ..TensorErrors::default()
+            },
+        ));
+    }
+    ensure!(energy.is_empty(), wrong("energy"));
+    for entry in entries.chunks(2) {
+        let &[tensor, ty] = entry else {
+            bail!(wrong("entry"))
+        };
+        let ty = u32::try_from(ty)
+            .ok()
+            .and_then(GgmlType::from_id)
+            .with_context(|| wrong("entry"))?;
+        let tensor = usize::try_from(tensor)
+            .ok()
+            .and_then(|i| tensors.get_mut(i))
+            .with_context(|| wrong("entry"))?;
+        let n = tensor.1.energy.len();
+        ensure!(n <= values.len(), wrong("value"));
+        let (own, rest) = values.split_at(n);
+        values = rest;
+        tensor.1.by_type.insert(ty, own.to_vec());
+    }
+    ensure!(values.is_empty(), wrong("value"));
+    let mut table = ErrorTable::default();
+    for (name, errors) in tensors {
+        table.insert(name, errors);
+    }
+    Ok(table)
 }
 
 /// Reads what [`set_measurements`] stored.
@@ -336,9 +423,7 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         let tensor = tensor.to_owned();
         analysis.probes.push(Probe { tensor, ty, kld });
     }
-    for (tensor, ty, error) in measurements(meta, ERRORS).context(ADVICE)? {
-        analysis.errors.insert(tensor, ty, error);
-    }
+    analysis.errors = errors(meta).context(ADVICE)?;
 
     let expected: usize = analysis
         .weights

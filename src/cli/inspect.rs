@@ -136,6 +136,7 @@ fn inspect_model(gguf: &Gguf, args: &InspectArgs, global: &Global) -> Result<()>
             plan.tensors.push(crate::plan::TensorChoice {
                 name: tensor.name.clone(),
                 ty: tensor.ty,
+                experts: Vec::new(),
                 bytes: tensor.n_bytes(),
                 error: 0.0,
                 cost: 0.0,

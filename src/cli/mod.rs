@@ -6,6 +6,7 @@ mod eval;
 mod inspect;
 mod plan;
 mod quantize;
+mod simulate;
 mod steps;
 
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::hf::vocab::VocabOptions;
 use crate::hf::{self, OutType};
-use crate::plan::Budget;
+use crate::plan::{Budget, Granularity};
 use crate::progress::Progress;
 use crate::runtime::Preset;
 
@@ -74,6 +75,7 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
+    Simulate(simulate::SimulateArgs),
     Eval(eval::EvalArgs),
 }
 
@@ -120,6 +122,25 @@ fn parse_bpw(text: &str) -> Result<f64, String> {
         _ => Err(format!(
             "'{text}' is not a number of bits per weight, such as 3.5"
         )),
+    }
+}
+
+/// Whether the experts of a tensor share a type.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum StrategyArg {
+    /// One type a tensor; runs in any llama.cpp
+    #[default]
+    UniformExperts,
+    /// A type for each expert; for `moqa simulate`
+    PerExpert,
+}
+
+impl StrategyArg {
+    fn granularity(self) -> Granularity {
+        match self {
+            Self::UniformExperts => Granularity::Tensor,
+            Self::PerExpert => Granularity::Expert,
+        }
     }
 }
 
@@ -197,6 +218,7 @@ pub fn main() -> ExitCode {
             Command::Analyze(args) => analyze::run(args, &cli.global),
             Command::Plan(args) => plan::run(args, &cli.global),
             Command::Inspect(args) => inspect::run(args, &cli.global),
+            Command::Simulate(args) => simulate::run(args, &cli.global),
             Command::Eval(args) => eval::run(args, &cli.global),
         }
     });

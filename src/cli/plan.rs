@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArg, steps};
 use crate::output::{check_writable, refuse_overwriting, write_file};
 
 /// Choose a type for every tensor under a size budget
@@ -16,6 +16,9 @@ pub(super) struct PlanArgs {
     model: PathBuf,
     #[command(flatten)]
     budget: BudgetArgs,
+    /// Whether the experts of a tensor share a type
+    #[arg(long, value_enum, default_value_t)]
+    strategy: StrategyArg,
     /// The plan to write (TOML)
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -40,6 +43,10 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
         args.dry_run || args.output.is_some() || args.tensor_type_file.is_some(),
         "name the plan to write with -o FILE, or give --dry-run"
     );
+    ensure!(
+        args.tensor_type_file.is_none() || args.strategy == StrategyArg::UniformExperts,
+        "llama-quantize cannot give experts types of their own; --tensor-type-file goes with uniform-experts"
+    );
     let source = steps::open(&args.model, &args.folder, global)?;
     for path in args.output.iter().chain(&args.tensor_type_file) {
         refuse_overwriting(path, source.gguf.paths())?;
@@ -49,7 +56,13 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
     }
     let analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);
-    let plan = steps::plan(&source, &analysis, &args.budget, global)?;
+    let plan = steps::plan(
+        &source,
+        &analysis,
+        &args.budget,
+        args.strategy.granularity(),
+        global,
+    )?;
     if !args.dry_run {
         if let Some(path) = &args.output {
             write_file(path, plan.to_toml().as_bytes())?;

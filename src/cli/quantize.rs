@@ -10,7 +10,7 @@ use crate::analysis::{self, Analysis, Importance, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
 use crate::gguf::GgmlType;
 use crate::output::{check_writable, refuse_overwriting, write_file};
-use crate::plan::Plan;
+use crate::plan::{Granularity, Plan};
 
 /// Analyse, plan and write a smaller model
 #[derive(Args)]
@@ -89,6 +89,11 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     let plan = match given {
         Some(mut plan) => {
             plan.fit_to_model(&source.gguf)?;
+            ensure!(
+                plan.expert_types().is_empty(),
+                "{}: the plan gives experts types of their own, which a GGUF tensor cannot hold; measure it with moqa simulate, or plan with --strategy uniform-experts",
+                args.plan.as_deref().unwrap_or(&args.output).display()
+            );
             if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
                 global.progress().note(
                     "warning: the plan was made for another model; its types are used as they are",
@@ -96,7 +101,13 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
             }
             plan
         }
-        None => steps::plan(&source, &analysis, &args.budget, global)?,
+        None => steps::plan(
+            &source,
+            &analysis,
+            &args.budget,
+            Granularity::Tensor,
+            global,
+        )?,
     };
     if let Some(path) = &args.save_plan {
         write_file(path, plan.to_toml().as_bytes())?;

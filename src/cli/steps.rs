@@ -14,7 +14,7 @@ use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Plan, PlanInputs, make_plan};
+use crate::plan::{Candidates, Granularity, Plan, PlanInputs, make_plan};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -139,7 +139,7 @@ fn complete_errors(source: &Source, analysis: &mut Analysis, global: &Global) ->
         &Candidates::default(),
     );
     for (tensor, types) in &mut missing {
-        types.retain(|ty| analysis.errors.get(&tensor.name, *ty).is_none());
+        types.retain(|ty| !analysis.errors.contains(&tensor.name, *ty));
     }
     missing.retain(|(_, types)| !types.is_empty());
     if missing.is_empty() {
@@ -152,13 +152,16 @@ fn complete_errors(source: &Source, analysis: &mut Analysis, global: &Global) ->
     let errors = analysis::measure_errors(
         &source.gguf,
         &missing,
-        analysis,
         &importance,
         ERROR_SAMPLE,
         &pool,
         &progress,
     )?;
-    analysis.errors.extend(errors);
+    for (tensor, _) in &missing {
+        if let Some(errors) = errors.tensor(&tensor.name) {
+            analysis.errors.insert(&tensor.name, errors.clone());
+        }
+    }
     Ok(())
 }
 
@@ -302,6 +305,7 @@ pub(super) fn plan(
     source: &Source,
     analysis: &Analysis,
     budget: &BudgetArgs,
+    granularity: Granularity,
     global: &Global,
 ) -> Result<Plan> {
     let progress = global.progress();
@@ -321,7 +325,7 @@ pub(super) fn plan(
         candidates: &candidates,
         records: &records(source, &blank, &analysis_digest),
     };
-    let mut plan = make_plan(&inputs, resolved)?;
+    let mut plan = make_plan(&inputs, resolved, granularity)?;
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)

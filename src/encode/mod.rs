@@ -4,4 +4,4 @@ mod pipeline;
 mod write;
 
 pub use pipeline::ordered_parallel;
-pub use write::{EncodeOptions, EncodeReport, encode, output_metadata, shard_layouts};
+pub use write::{EncodeOptions, EncodeReport, encode, output_metadata, shard_layouts, simulate};

@@ -13,6 +13,7 @@ use crate::analysis::Importance;
 use crate::ggml;
 use crate::gguf::{GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, TensorInfo, shard_path};
 use crate::output::{AtomicFile, refuse_overwriting};
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::runtime::Preset;
 
@@ -130,6 +131,68 @@ pub fn encode(
     options: &EncodeOptions,
     progress: &Progress,
 ) -> Result<EncodeReport> {
+    let convert = |block: &Block<'_>| convert(source, block, importance);
+    write_blocks(source, metadata, types, target, options, progress, &convert)
+}
+
+/// Writes `target` with every tensor that `plan` names quantized as it says, by expert where it says so, and
+/// turned back into `out_type`, a float type. Other tensors keep their type and bytes.
+///
+/// # Errors
+/// As [`encode`].
+#[allow(clippy::too_many_arguments)]
+pub fn simulate(
+    source: &Gguf,
+    metadata: &Metadata,
+    plan: &Plan,
+    out_type: GgmlType,
+    importance: &Importance,
+    target: &Path,
+    options: &EncodeOptions,
+    progress: &Progress,
+) -> Result<EncodeReport> {
+    let (types, experts) = (plan.types(), plan.expert_types());
+    let kept = types.keys().map(|name| (name.clone(), out_type)).collect();
+    let round_trip = |block: &Block<'_>| {
+        let name = &block.tensor.name;
+        let expert = (block.first_row / block.tensor.ne(1).max(1)) as usize;
+        let ty = experts
+            .get(name)
+            .and_then(|e| e.get(expert))
+            .or(types.get(name))
+            .copied();
+        let Some(ty) = ty.filter(|ty| *ty != block.tensor.ty) else {
+            return convert(source, block, importance);
+        };
+        let coded = convert(source, &Block { ty, ..*block }, importance)?;
+        let n_in = block.tensor.ne(0);
+        let mut values = vec![0f32; (n_in * block.n_rows) as usize];
+        ggml::decode(ty, &coded, &mut values)?;
+        let mut out = vec![0u8; (out_type.row_bytes(n_in).unwrap_or(0) * block.n_rows) as usize];
+        ggml::encode(out_type, &values, n_in as usize, None, &mut out)?;
+        Ok(Cow::Owned(out))
+    };
+    write_blocks(
+        source,
+        metadata,
+        &kept,
+        target,
+        options,
+        progress,
+        &round_trip,
+    )
+}
+
+/// Writes the file whose tensors have `types`, the bytes of each block by `make`.
+fn write_blocks<'a>(
+    source: &'a Gguf,
+    metadata: &Metadata,
+    types: &BTreeMap<String, GgmlType>,
+    target: &Path,
+    options: &EncodeOptions,
+    progress: &Progress,
+    make: &(dyn Fn(&Block<'_>) -> Result<Cow<'a, [u8]>> + Sync),
+) -> Result<EncodeReport> {
     let started = Instant::now();
     let layouts = shard_layouts(source, metadata, types, options.split_max_bytes)?;
     let paths: Vec<PathBuf> = if options.split_max_bytes.is_some() {
@@ -189,7 +252,7 @@ pub fn encode(
         &pool,
         blocks.len(),
         pool.current_num_threads() * BLOCKS_PER_THREAD,
-        |i| convert(source, &blocks[i], importance),
+        |i| make(&blocks[i]),
         |i, bytes| {
             let block = &blocks[i];
             while current < block.shard {
@@ -256,7 +319,7 @@ fn push_blocks<'a>(
 
 fn convert<'a>(
     source: &'a Gguf,
-    block: &Block<'a>,
+    block: &Block<'_>,
     importance: &Importance,
 ) -> Result<Cow<'a, [u8]>> {
     let tensor = block.tensor;

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::analysis::{ErrorTable, Probe};
-use crate::gguf::GgmlType;
+use crate::analysis::Analysis;
 use crate::model::{ModelView, TensorView};
 
 /// Expected KL divergence of the model's output per unit of relative error, where nothing was measured on
@@ -26,10 +25,12 @@ pub struct CostModel {
 
 impl CostModel {
     /// From measured effects and errors.
-    pub fn new(view: &ModelView, probes: &[Probe], errors: &ErrorTable) -> Self {
+    pub fn new(view: &ModelView, analysis: &Analysis) -> Self {
         let mut curves: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-        for p in probes {
-            if let Some(e) = errors.get(&p.tensor, p.ty)
+        for p in &analysis.probes {
+            if let Some(e) = analysis
+                .errors
+                .relative(&p.tensor, p.ty, &analysis.traffic(&p.tensor))
                 && e > 0.0
                 && p.kld > 0.0
             {
@@ -75,18 +76,6 @@ impl CostModel {
     /// Whether the tensor's effect was measured.
     pub fn is_measured(&self, tensor: &str) -> bool {
         self.curves.contains_key(tensor)
-    }
-
-    /// Expected divergence of a whole choice of types.
-    pub fn total<'a>(
-        &self,
-        choice: impl IntoIterator<Item = (&'a str, GgmlType)>,
-        errors: &ErrorTable,
-    ) -> f64 {
-        choice
-            .into_iter()
-            .map(|(name, ty)| errors.get(name, ty).map_or(0.0, |e| self.cost(name, e)))
-            .sum()
     }
 }
 

@@ -9,4 +9,4 @@ mod solve;
 pub use candidates::{Candidates, default_types};
 pub use cost::CostModel;
 pub use recipe::{Plan, TensorChoice};
-pub use solve::{Budget, PlanInputs, make_plan, plan_bytes};
+pub use solve::{Budget, Granularity, PlanInputs, make_plan, plan_bytes};

@@ -17,15 +17,44 @@ const VERSION: u32 = 1;
 pub struct TensorChoice {
     /// Tensor name.
     pub name: String,
-    /// The type.
+    /// The type; where experts have types of their own, the commonest.
     #[serde(serialize_with = "as_display")]
     pub ty: GgmlType,
+    /// The type of each expert; empty when they share `ty`.
+    #[serde(serialize_with = "as_displays", skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<GgmlType>,
     /// Bytes in that type.
     pub bytes: u64,
-    /// Relative squared error of the tensor's outputs.
+    /// Relative squared error of the tensor's outputs; where experts have types of their own, of the worst.
     pub error: f64,
     /// Expected divergence of the model's output, in nats per token.
     pub cost: f64,
+}
+
+fn as_displays<S: serde::Serializer>(
+    types: &[GgmlType],
+    s: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    s.collect_seq(types.iter().map(|t| t.name()))
+}
+
+impl TensorChoice {
+    /// Brings `ty` and `experts` in order: experts that all have one type are a tensor of that type.
+    pub(super) fn settle(&mut self) {
+        if self.experts.is_empty() {
+            return;
+        }
+        let mut counts: BTreeMap<GgmlType, usize> = BTreeMap::new();
+        for ty in &self.experts {
+            *counts.entry(*ty).or_default() += 1;
+        }
+        if let Some((ty, _)) = counts.iter().max_by_key(|(_, n)| **n) {
+            self.ty = *ty;
+        }
+        if counts.len() == 1 {
+            self.experts.clear();
+        }
+    }
 }
 
 fn as_display<S: serde::Serializer>(ty: &GgmlType, s: S) -> std::result::Result<S::Ok, S::Error> {
@@ -75,7 +104,15 @@ struct Recipe {
     bound: f64,
     #[serde(default)]
     exact: bool,
-    tensors: BTreeMap<String, String>,
+    tensors: BTreeMap<String, TypeOrTypes>,
+}
+
+/// `"q4_K"`, or a type for each expert.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TypeOrTypes {
+    One(String),
+    Each(Vec<String>),
 }
 
 impl Plan {
@@ -85,6 +122,12 @@ impl Plan {
             .iter()
             .map(|t| (t.name.clone(), t.ty))
             .collect()
+    }
+
+    /// Tensors whose experts have types of their own.
+    pub fn expert_types(&self) -> BTreeMap<String, Vec<GgmlType>> {
+        let mixed = self.tensors.iter().filter(|t| !t.experts.is_empty());
+        mixed.map(|t| (t.name.clone(), t.experts.clone())).collect()
     }
 
     /// Relative distance of the objective from the bound.
@@ -120,10 +163,15 @@ impl Plan {
         s.push_str("\n[tensors]\n");
         for t in &self.tensors {
             let key = toml::Value::String(t.name.clone()).to_string();
+            let types = if t.experts.is_empty() {
+                format!("\"{}\"", t.ty)
+            } else {
+                let each: Vec<String> = t.experts.iter().map(|ty| format!("\"{ty}\"")).collect();
+                format!("[{}]", each.join(", "))
+            };
             let _ = writeln!(
                 s,
-                "{key} = \"{}\" # {}, error {:.4} %, costs {:.2e}",
-                t.ty,
+                "{key} = {types} # {}, error {:.4} %, costs {:.2e}",
                 crate::units::bytes(t.bytes),
                 t.error * 100.0,
                 t.cost
@@ -164,17 +212,33 @@ impl Plan {
         let tensors = recipe
             .tensors
             .into_iter()
-            .map(|(name, ty)| {
-                let ty = ty
-                    .parse::<GgmlType>()
-                    .with_context(|| format!("tensor {name}"))?;
-                Ok(TensorChoice {
+            .map(|(name, types)| {
+                let parse = |ty: &String| {
+                    ty.parse::<GgmlType>()
+                        .with_context(|| format!("tensor {name}"))
+                };
+                let (ty, experts) = match &types {
+                    TypeOrTypes::One(ty) => (parse(ty)?, Vec::new()),
+                    TypeOrTypes::Each(each) => {
+                        let each = each.iter().map(parse).collect::<Result<Vec<_>>>()?;
+                        (
+                            *each.first().with_context(|| {
+                                format!("tensor {name}: an empty list of types")
+                            })?,
+                            each,
+                        )
+                    }
+                };
+                let mut choice = TensorChoice {
                     name,
                     ty,
+                    experts,
                     bytes: 0,
                     error: 0.0,
                     cost: 0.0,
-                })
+                };
+                choice.settle();
+                Ok(choice)
             })
             .collect::<Result<_>>()?;
         Ok(Self {
@@ -221,22 +285,36 @@ impl Plan {
                     choice.name
                 );
             };
-            let Some(row) = choice.ty.row_bytes(tensor.ne(0)) else {
+            let n_mat = tensor.ne(2) as usize;
+            if !choice.experts.is_empty() && choice.experts.len() != n_mat {
                 bail!(
-                    "tensor {}: rows of {} values do not fill {}'s blocks of {}; choose another type",
+                    "tensor {}: the plan gives {} types and it has {n_mat} experts",
                     choice.name,
-                    tensor.ne(0),
-                    choice.ty,
-                    choice.ty.block_elems()
+                    choice.experts.len()
                 );
+            }
+            let each = if choice.experts.is_empty() {
+                vec![choice.ty; n_mat]
+            } else {
+                choice.experts.clone()
             };
-            ensure!(
-                choice.ty == tensor.ty || crate::ggml::can_encode(choice.ty),
-                "tensor {}: ggml cannot quantize to {}",
-                choice.name,
-                choice.ty
-            );
-            choice.bytes = row * tensor.n_rows();
+            choice.bytes = 0;
+            for ty in each {
+                let Some(row) = ty.row_bytes(tensor.ne(0)) else {
+                    bail!(
+                        "tensor {}: rows of {} values do not fill {ty}'s blocks of {}; choose another type",
+                        choice.name,
+                        tensor.ne(0),
+                        ty.block_elems()
+                    );
+                };
+                ensure!(
+                    ty == tensor.ty || crate::ggml::can_encode(ty),
+                    "tensor {}: ggml cannot quantize to {ty}",
+                    choice.name
+                );
+                choice.bytes += row * (tensor.n_rows() / n_mat.max(1) as u64);
+            }
         }
         Ok(())
     }
@@ -259,6 +337,7 @@ mod tests {
                 TensorChoice {
                     name: "a.weight".into(),
                     ty: GgmlType::Q4_K,
+                    experts: vec![],
                     bytes: 5,
                     error: 0.01,
                     cost: 1e-3,
@@ -266,6 +345,7 @@ mod tests {
                 TensorChoice {
                     name: "b \"odd\".weight".into(),
                     ty: GgmlType::IQ2_XXS,
+                    experts: vec![GgmlType::IQ2_XXS, GgmlType::Q2_K],
                     bytes: 5,
                     error: 0.01,
                     cost: 1e-3,
@@ -276,6 +356,7 @@ mod tests {
         let text = plan.to_toml();
         let read = Plan::from_toml(&text).unwrap();
         assert_eq!(read.types(), plan.types());
+        assert_eq!(read.expert_types(), plan.expert_types());
         assert_eq!(
             (read.budget_bytes, read.objective, read.bpw),
             (1000, 0.0125, 3.25)

@@ -76,91 +76,159 @@ pub fn plan_bytes(
         .sum())
 }
 
+/// Bytes that a mixed tensor needs beside its experts' blocks: a header with an entry an expert.
+fn mixed_header_bytes(n_expert: u64) -> u64 {
+    (MIXED_ALIGNMENT + 16 * n_expert).next_multiple_of(MIXED_ALIGNMENT)
+}
+
+/// Every expert of a mixed tensor begins at a multiple of this.
+const MIXED_ALIGNMENT: u64 = 64;
+
+/// Whether experts of one tensor share a type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granularity {
+    /// One type a tensor: a file that any llama.cpp runs.
+    #[default]
+    Tensor,
+    /// A type for each expert of a merged tensor.
+    Expert,
+}
+
+/// What gets one type: a tensor, or one expert of it.
+struct Item<'a> {
+    tensor: &'a TensorInfo,
+    expert: Option<usize>,
+    types: Vec<GgmlType>,
+}
+
+impl<'a> Item<'a> {
+    fn of(
+        tensor: &'a TensorInfo,
+        types: Vec<GgmlType>,
+        granularity: Granularity,
+    ) -> impl Iterator<Item = Item<'a>> {
+        let n_mat = tensor.dims.ne(2) as usize;
+        let experts: Vec<Option<usize>> = if granularity == Granularity::Expert && n_mat > 1 {
+            (0..n_mat).map(Some).collect()
+        } else {
+            vec![None]
+        };
+        experts.into_iter().map(move |expert| Item {
+            tensor,
+            expert,
+            types: types.clone(),
+        })
+    }
+
+    /// Bytes in a type, padding included.
+    fn bytes(&self, ty: GgmlType, alignment: u64) -> u64 {
+        let (rows, alignment) = match self.expert {
+            Some(_) => (self.tensor.dims.ne(1), MIXED_ALIGNMENT),
+            None => (self.tensor.n_rows(), alignment),
+        };
+        let row = ty.row_bytes(self.tensor.dims.ne(0));
+        row.map_or(u64::MAX, |row| (row * rows).next_multiple_of(alignment))
+    }
+
+    /// Expected divergence in a type, and the relative error behind it.
+    fn cost(&self, ty: GgmlType, analysis: &Analysis, costs: &CostModel) -> Result<(f64, f64)> {
+        let name = &self.tensor.name;
+        let traffic = analysis.traffic(name);
+        let missing = || format!("tensor {name}: its error in {ty} was not measured");
+        match self.expert {
+            None => {
+                let error = analysis
+                    .errors
+                    .relative(name, ty, &traffic)
+                    .with_context(missing)?;
+                Ok((costs.cost(name, error), error))
+            }
+            Some(e) => {
+                let errors = analysis.errors.tensor(name).with_context(missing)?;
+                let error = *errors
+                    .by_type
+                    .get(&ty)
+                    .and_then(|v| v.get(e))
+                    .with_context(missing)?;
+                let shares = analysis
+                    .errors
+                    .shares(name, &traffic)
+                    .with_context(missing)?;
+                // The expert's part of what the tensor would cost if all experts had this error.
+                Ok((shares[e] * costs.cost(name, error), error))
+            }
+        }
+    }
+}
+
 /// Makes the plan with the smallest expected divergence within the budget.
 ///
 /// # Errors
 /// The budget is below the smallest possible file, or the data cannot be used.
-pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
-    let choices = PlanInputs::choices(
-        inputs.source,
-        inputs.view,
-        inputs.importance,
-        inputs.candidates,
-    );
+pub fn make_plan(
+    inputs: &PlanInputs<'_>,
+    budget: Budget,
+    granularity: Granularity,
+) -> Result<Plan> {
+    let source = inputs.source;
+    let choices = PlanInputs::choices(source, inputs.view, inputs.importance, inputs.candidates);
     if choices.is_empty() {
         bail!(
             "{}: no tensor of this model can be quantized",
-            inputs.source.paths()[0].display()
+            source.paths()[0].display()
         );
     }
-    let n_weights: u64 = inputs.source.tensors.iter().map(TensorInfo::n_elems).sum();
-    let smallest: BTreeMap<String, GgmlType> = choices
+    // What does not depend on the choice: metadata, tensors that keep their type, headers of mixed tensors.
+    let alignment = source.alignment;
+    let own: u64 = choices
         .iter()
-        .filter_map(|(t, types)| {
-            let n_in = TensorInfo::ne(t, 0);
-            let ty = types.iter().min_by_key(|ty| ty.row_bytes(n_in))?;
-            Some((t.name.clone(), *ty))
-        })
+        .map(|(t, _)| t.n_bytes().next_multiple_of(alignment))
+        .sum();
+    let items: Vec<Item<'_>> = choices
+        .into_iter()
+        .flat_map(|(tensor, types)| Item::of(tensor, types, granularity))
         .collect();
-    // What does not depend on the choice: metadata, tensors that keep their type.
-    let alignment = inputs.source.alignment;
-    let padded = |t: &TensorInfo, ty: GgmlType| {
-        ty.row_bytes(t.ne(0))
-            .map(|row| (row * t.n_rows()).next_multiple_of(alignment))
-            .unwrap_or(u64::MAX)
-    };
-    let smallest_file = plan_bytes(inputs.source, &smallest, inputs.records)?;
-    let fixed = smallest_file
-        - choices
-            .iter()
-            .map(|(t, _)| padded(t, smallest[&t.name]))
-            .sum::<u64>();
+    let headers: u64 = items
+        .iter()
+        .filter(|i| i.expert == Some(0))
+        .map(|i| mixed_header_bytes(i.tensor.dims.ne(2)))
+        .sum();
+    let fixed = plan_bytes(source, &BTreeMap::new(), inputs.records)? - own + headers;
+    let n_weights: u64 = source.tensors.iter().map(TensorInfo::n_elems).sum();
+    let chosen: std::collections::BTreeSet<&str> =
+        items.iter().map(|i| i.tensor.name.as_str()).collect();
+    let kept: u64 = source
+        .tensors
+        .iter()
+        .filter(|t| !chosen.contains(t.name.as_str()))
+        .map(TensorInfo::n_bytes)
+        .sum();
     let budget_bytes = match budget {
         Budget::Bytes(n) => n,
-        Budget::BitsPerWeight(bpw) => {
-            let kept: u64 = inputs
-                .source
-                .tensors
-                .iter()
-                .filter(|t| !smallest.contains_key(&t.name))
-                .map(TensorInfo::n_bytes)
-                .sum();
-            // Fixed bytes hold the kept tensors, which the bits per weight count too.
-            (bpw * n_weights as f64 / 8.0) as u64 + fixed - kept
-        }
+        // Fixed bytes hold the kept tensors, which the bits per weight count too.
+        Budget::BitsPerWeight(bpw) => (bpw * n_weights as f64 / 8.0) as u64 + fixed - kept,
     };
 
-    let costs = CostModel::new(
-        inputs.view,
-        &inputs.analysis.probes,
-        &inputs.analysis.errors,
-    );
-    let mut items = Vec::with_capacity(choices.len());
-    for (tensor, types) in &choices {
-        let item = types
-            .iter()
-            .map(|ty| {
-                let error = inputs
-                    .analysis
-                    .errors
-                    .get(&tensor.name, *ty)
-                    .with_context(|| {
-                        format!("tensor {}: its error in {ty} was not measured", tensor.name)
-                    })?;
+    let costs = CostModel::new(inputs.view, inputs.analysis);
+    let options: Vec<Vec<Choice>> = items
+        .iter()
+        .map(|item| {
+            let choice = |ty: &GgmlType| {
+                let (cost, _) = item.cost(*ty, inputs.analysis, &costs)?;
                 Ok(Choice {
-                    bytes: padded(tensor, *ty),
-                    cost: costs.cost(&tensor.name, error),
+                    bytes: item.bytes(*ty, alignment),
+                    cost,
                 })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        items.push(item);
-    }
-    let solution = match knapsack::solve(&items, budget_bytes.saturating_sub(fixed)) {
+            };
+            item.types.iter().map(choice).collect()
+        })
+        .collect::<Result<_>>()?;
+    let solution = match knapsack::solve(&options, budget_bytes.saturating_sub(fixed)) {
         Ok(s) => s,
         Err(KnapsackError::TooSmall { minimum, .. }) => bail!(
             "the budget of {} is too small: with the smallest allowed types the file has {}; allow more, or smaller types{}",
             crate::units::bytes(budget_bytes),
-            crate::units::bytes(minimum + fixed),
+            crate::units::bytes(minimum.saturating_add(fixed)),
             if inputs.analysis.weights.is_empty() {
                 " (most types below 3 bits need importance data)"
             } else {
@@ -169,46 +237,47 @@ pub fn make_plan(inputs: &PlanInputs<'_>, budget: Budget) -> Result<Plan> {
         ),
         Err(e) => return Err(e.into()),
     };
-    let tensors: Vec<TensorChoice> = choices
-        .iter()
-        .zip(&items)
-        .zip(&solution.picks)
-        .map(|(((tensor, types), item), &pick)| TensorChoice {
-            name: tensor.name.clone(),
-            ty: types[pick],
-            bytes: types[pick]
-                .row_bytes(TensorInfo::ne(tensor, 0))
-                .unwrap_or(0)
-                * tensor.n_rows(),
-            error: inputs
-                .analysis
-                .errors
-                .get(&tensor.name, types[pick])
-                .unwrap_or(0.0),
-            cost: item[pick].cost,
-        })
-        .collect();
-    let mut plan = Plan {
+
+    let mut tensors: Vec<TensorChoice> = Vec::new();
+    let mut data = kept;
+    for ((item, option), &pick) in items.iter().zip(&options).zip(&solution.picks) {
+        let ty = item.types[pick];
+        let rows = if item.expert.is_some() {
+            item.tensor.dims.ne(1)
+        } else {
+            item.tensor.n_rows()
+        };
+        let bytes = ty.row_bytes(item.tensor.dims.ne(0)).unwrap_or(0) * rows;
+        data += bytes;
+        let (_, error) = item.cost(ty, inputs.analysis, &costs)?;
+        match (item.expert, tensors.last_mut()) {
+            (Some(e), Some(last)) if e > 0 => {
+                last.experts.push(ty);
+                last.bytes += bytes;
+                last.cost += option[pick].cost;
+                last.error = last.error.max(error);
+            }
+            (expert, _) => tensors.push(TensorChoice {
+                name: item.tensor.name.clone(),
+                ty,
+                experts: expert.map(|_| ty).into_iter().collect(),
+                bytes,
+                error,
+                cost: option[pick].cost,
+            }),
+        }
+    }
+    for t in &mut tensors {
+        t.settle();
+    }
+    Ok(Plan {
         budget_bytes,
+        file_bytes: fixed + solution.bytes,
+        bpw: data as f64 * 8.0 / n_weights as f64,
         objective: solution.cost,
         bound: solution.bound,
         exact: solution.exact,
         tensors,
         ..Plan::default()
-    };
-    let types = plan.types();
-    plan.file_bytes = plan_bytes(inputs.source, &types, inputs.records)?;
-    let data: u64 = inputs
-        .source
-        .tensors
-        .iter()
-        .map(|t| {
-            types
-                .get(&t.name)
-                .and_then(|ty| ty.row_bytes(t.ne(0)))
-                .map_or(t.n_bytes(), |r| r * t.n_rows())
-        })
-        .sum();
-    plan.bpw = data as f64 * 8.0 / n_weights as f64;
-    Ok(plan)
+    })
 }

@@ -50,6 +50,8 @@ pub fn run(mut command: Command) -> Outcome {
         .stdout(out.try_clone().unwrap())
         .stderr(err.try_clone().unwrap());
     let started = Instant::now();
+    // `wait` waits for it, which the lint does not see.
+    #[allow(clippy::zombie_processes)]
     let child = command.spawn().unwrap();
     let (status, usage) = wait(&child, Duration::from_secs(60));
     let took = started.elapsed();

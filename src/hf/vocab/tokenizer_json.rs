@@ -122,6 +122,7 @@ impl TokenizerJson {
     }
 
     /// The pieces of a Unigram model with their scores, by id, and the id of the unknown piece.
+    #[allow(clippy::type_complexity)]
     pub(super) fn unigram_vocab(&self) -> Result<(Vec<(&str, f32)>, Option<u32>)> {
         let model = self.model()?;
         let field = model.require("vocab")?;
