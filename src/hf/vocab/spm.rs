@@ -99,18 +99,20 @@ pub(super) fn from_json(
 ) -> Result<Spm> {
     let file = tokenizer.file.path.as_path();
     let (pieces, vocab, unk) = if tokenizer.model_type()? == "Unigram" {
-        let (list, unk) = tokenizer.unigram_vocab()?;
-        let vocab: HashMap<&str, u32> = list
+        let unigram = tokenizer.unigram_vocab()?;
+        let vocab: HashMap<&str, u32> = unigram
+            .pieces
             .iter()
             .enumerate()
             .map(|(id, &(text, _))| (text, id as u32))
             .collect();
-        let pieces: Vec<(u32, &str, f32)> = list
+        let pieces: Vec<(u32, &str, f32)> = unigram
+            .pieces
             .into_iter()
             .enumerate()
             .map(|(id, (text, score))| (id as u32, text, score))
             .collect();
-        (pieces, vocab, unk)
+        (pieces, vocab, unigram.unk)
     } else {
         let vocab = tokenizer.bpe_vocab()?;
         let mut ranks: HashMap<String, usize> = HashMap::new();
