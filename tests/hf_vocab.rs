@@ -1293,4 +1293,20 @@ fn pieces_beside_a_sentencepiece_model_are_taken() {
         Some(&Value::U32(2))
     );
     assert!(get(&keys, "tokenizer.ggml.padding_token_id").is_none());
+
+    // Phi goes by what the files call a token, those of tokenizer.json too.
+    let mut tokenizer = json!({"model": {"type": "BPE", "byte_fallback": true}});
+    tokenizer["added_tokens"] = json!([{"id": 515, "content": "<|z|>", "special": true}]);
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = json!({"architectures": ["PhiMoEForCausalLM"], "vocab_size": 516});
+    let keys = metadata(dir.path(), &config, &VocabOptions::default()).unwrap();
+    assert_eq!(
+        &strings(&keys, "tokenizer.ggml.tokens")[512..],
+        ["<tool>", "▁x", "<|y|>", "<|z|>"]
+    );
+    let types = get(&keys, "tokenizer.ggml.token_type").unwrap();
+    assert_eq!(
+        &types.as_array().unwrap().to_u64s().unwrap()[512..],
+        [4, 4, 4, 3]
+    );
 }
