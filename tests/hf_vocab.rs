@@ -1124,28 +1124,60 @@ fn unreadable_tokenizers_are_refused_with_the_file() {
     assert!(error().contains("chat_template.jinja: not UTF-8 at byte 1"));
 }
 
-/// Any byte of the real SentencePiece model changed, or the file cut: an error or a vocabulary, never a panic.
+/// A third of the time cut short, else with one byte changed.
+fn damage(good: &[u8], random: &mut Lcg) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    if random.below(3) == 0 {
+        bytes.truncate(random.below(good.len()));
+    } else {
+        bytes[random.below(good.len())] = random.below(256) as u8;
+    }
+    bytes
+}
+
+/// Converts damaged files: an error, or a vocabulary that libllama loads and tokenizes with. Returns how many
+/// were refused and how many converted.
+fn convert_damaged(good: &[u8], name: &str, config: &Json, n: usize) -> (usize, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Lcg(3);
+    let (mut refused, mut converted) = (0, 0);
+    for _ in 0..n {
+        fs::write(dir.path().join(name), damage(good, &mut random)).unwrap();
+        match metadata(dir.path(), config, &VocabOptions::default()) {
+            Ok(keys) => {
+                let model = load(keys, dir.path());
+                let text = "A text, <|end|> with <s>▁\u{e000}\u{10ffff} 日本語\n\n\0";
+                model.vocab().tokenize(text, true, true).unwrap();
+                converted += 1;
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    (refused, converted)
+}
+
 #[test]
-fn damaged_sentencepiece_models_never_panic() {
+fn damaged_tokenizers_are_refused_or_harmless() {
+    let json = small().to_string();
+    let (refused, converted) = convert_damaged(
+        json.as_bytes(),
+        "tokenizer.json",
+        &json!({"vocab_size": 300}),
+        1500,
+    );
+    assert!(
+        refused > 500 && converted > 50,
+        "{refused} refused, {converted} converted"
+    );
     let Some(shared) = shared() else { return };
     let from = shared.join("oracle/mixtral_spm");
-    let good = fs::read(from.join("tokenizer.model")).unwrap();
+    let model = fs::read(from.join("tokenizer.model")).unwrap();
     let config = read_json(&from.join("config.json"));
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("tokenizer.model");
-    let mut random = Lcg(3);
-    let mut refused = 0;
-    for i in 0..3000 {
-        let mut bytes = good.clone();
-        if i % 3 == 0 {
-            bytes.truncate(random.below(good.len()));
-        } else {
-            bytes[random.below(good.len())] = random.below(256) as u8;
-        }
-        fs::write(&path, bytes).unwrap();
-        refused += usize::from(metadata(dir.path(), &config, &VocabOptions::default()).is_err());
-    }
-    assert!(refused > 1000, "only {refused} of 3000 were refused");
+    let (refused, converted) = convert_damaged(&model, "tokenizer.model", &config, 1500);
+    assert!(
+        refused > 500 && converted > 50,
+        "{refused} refused, {converted} converted"
+    );
 }
 
 #[test]
@@ -1157,4 +1189,124 @@ fn a_sentencepiece_model_takes_no_pre_tokenizer() {
     };
     let e = metadata(&dir, &read_json(&dir.join("config.json")), &options).unwrap_err();
     assert!(e.to_string().contains("--pre-tokenizer qwen2"), "{e}");
+}
+
+#[test]
+fn unigram_vocabularies_keep_scores_and_types() {
+    let mut pieces = vec![
+        json!(["<unk>", 0.0]),
+        json!(["<s>", 0.0]),
+        json!(["</s>", 0.0]),
+    ];
+    pieces.extend((0..256).map(|b| json!([format!("<0x{b:02X}>"), 0.0])));
+    pieces.push(json!(["▁a", -1.5]));
+    pieces.push(json!(["▁end", -2.5]));
+    let mut tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [
+            {"id": 1, "content": "<s>", "special": true, "normalized": false},
+            {"id": 260, "content": "▁end", "special": false, "normalized": true}],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true, "vocab": pieces}});
+    let config = |architecture: &str| json!({"architectures": [architecture], "vocab_size": 263});
+    let tokenizer_config = json!({"add_prefix_space": true, "bos_token": "<s>"});
+    let keys = convert_files(
+        &tokenizer,
+        &tokenizer_config,
+        &config("Ernie4_5_MoeForCausalLM"),
+    )
+    .unwrap();
+    let tokens = strings(&keys, "tokenizer.ggml.tokens");
+    assert_eq!(&tokens[259..], ["▁a", " end", "[PAD261]", "[PAD262]"]);
+    let array = |key: &str| get(&keys, key).unwrap().as_array().unwrap();
+    let types = array("tokenizer.ggml.token_type").to_u64s().unwrap();
+    assert_eq!([types[0], types[1], types[2], types[3]], [2, 3, 1, 6]);
+    assert_eq!(&types[259..], [1, 4, 5, 5]);
+    let scores = array("tokenizer.ggml.scores").to_f64s().unwrap();
+    assert_eq!(&scores[259..], [-1.5, -1000.0, -10_000.0, -10_000.0]);
+    let wanted = (
+        "tokenizer.ggml.add_space_prefix".to_owned(),
+        Value::Bool(true),
+    );
+    assert_eq!(keys.last(), Some(&wanted));
+
+    // Llama's converter writes it first, others leave it to the tokenizer.
+    let keys = convert_files(&tokenizer, &tokenizer_config, &config("MixtralForCausalLM")).unwrap();
+    assert_eq!(keys.first(), Some(&wanted));
+    let keys = convert_files(&tokenizer, &tokenizer_config, &config("OlmoeForCausalLM")).unwrap();
+    assert_eq!(keys.last(), Some(&(wanted.0, Value::Bool(false))));
+    let dir = tempfile::tempdir().unwrap();
+    load(keys, dir.path());
+
+    // Without byte fallback llama.cpp would end the process at the first unknown character.
+    tokenizer["model"]["vocab"][100] = json!(["x", 0.0]);
+    let e = convert_files(&tokenizer, &Json::Null, &json!({}))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("no byte-fallback token <0x61>"), "{e}");
+    tokenizer["model"]["vocab"][100] = json!(["▁a", 0.0]);
+    let e = convert_files(&tokenizer, &Json::Null, &json!({}))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("`model.vocab[259]` is the piece of `[100]` again"),
+        "{e}"
+    );
+}
+
+#[test]
+fn pieces_beside_a_sentencepiece_model_are_taken() {
+    let Some(shared) = shared() else { return };
+    let from = shared.join("oracle/mixtral_spm");
+    let dir = tempfile::tempdir().unwrap();
+    let model = fs::read(from.join("tokenizer.model")).unwrap();
+    fs::write(dir.path().join("tokenizer.model"), model).unwrap();
+    fs::write(
+        dir.path().join("added_tokens.json"),
+        r#"{"<tool>": 512, "<far>": 900}"#,
+    )
+    .unwrap();
+    fs::write(
+        dir.path().join("tokenizer_config.json"),
+        r#"{"added_tokens_decoder": {"2": {"content": "</s>", "special": true}, "513": {"content": "▁x"},
+            "514": {"content": "<|y|>"}}}"#,
+    )
+    .unwrap();
+    let config = json!({"vocab_size": 516, "eos_token_id": 2, "pad_token_id": 600});
+    let keys = metadata(dir.path(), &config, &VocabOptions::default()).unwrap();
+    assert_eq!(
+        &strings(&keys, "tokenizer.ggml.tokens")[512..],
+        ["<tool>", " x", "<|y|>", "[PAD515]"]
+    );
+    let array = |key: &str| get(&keys, key).unwrap().as_array().unwrap();
+    let types = array("tokenizer.ggml.token_type").to_u64s().unwrap();
+    assert_eq!(&types[512..], [4, 4, 3, 5]);
+    let scores = array("tokenizer.ggml.scores").to_f64s().unwrap();
+    assert_eq!(
+        (scores[2], scores[512], scores[515]),
+        (-1000.0, -1000.0, -10_000.0)
+    );
+    assert_eq!(
+        get(&keys, "tokenizer.ggml.eos_token_id"),
+        Some(&Value::U32(2))
+    );
+    assert!(get(&keys, "tokenizer.ggml.padding_token_id").is_none());
+
+    // Phi goes by what the files call a token, those of tokenizer.json too.
+    let mut tokenizer = json!({"model": {"type": "BPE", "byte_fallback": true}});
+    tokenizer["added_tokens"] = json!([{"id": 515, "content": "<|z|>", "special": true}]);
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = json!({"architectures": ["PhiMoEForCausalLM"], "vocab_size": 516});
+    let keys = metadata(dir.path(), &config, &VocabOptions::default()).unwrap();
+    assert_eq!(
+        &strings(&keys, "tokenizer.ggml.tokens")[512..],
+        ["<tool>", "▁x", "<|y|>", "<|z|>"]
+    );
+    let types = get(&keys, "tokenizer.ggml.token_type").unwrap();
+    assert_eq!(
+        &types.as_array().unwrap().to_u64s().unwrap()[512..],
+        [4, 4, 4, 3]
+    );
 }

@@ -52,6 +52,8 @@ enum Family {
     DeepSeek,
     /// GLM 4 and later: special tokens by their text.
     Glm,
+    /// Phi 3 and its Mixture of Experts: added tokens are what their files call them.
+    Phi,
     /// `tokenizer.json` first.
     Other,
 }
@@ -80,6 +82,7 @@ impl Family {
             | "Glm4vMoeForConditionalGeneration"
             | "Glm4MoeLiteForCausalLM"
             | "GlmMoeDsaForCausalLM" => Family::Glm,
+            "Phi3ForCausalLM" | "PhiMoEForCausalLM" | "PhimoeForCausalLM" => Family::Phi,
             _ => Family::Other,
         }
     }
@@ -235,7 +238,16 @@ impl Source<'_> {
         let (file, spm) = match (model, self.tokenizer) {
             (Some(bytes), _) => (
                 self.dir.join("tokenizer.model"),
-                spm::from_model(self.dir, bytes, self.tokenizer_config, self.vocab_size)?,
+                spm::from_model(
+                    self.dir,
+                    bytes,
+                    self.tokenizer_config,
+                    self.vocab_size,
+                    match self.family {
+                        Family::Phi => spm::AddedRule::Phi(self.tokenizer.map(|t| &t.file)),
+                        _ => spm::AddedRule::Usual,
+                    },
+                )?,
             ),
             (None, Some(json)) => (
                 json.file.path.clone(),

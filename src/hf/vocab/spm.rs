@@ -22,6 +22,25 @@ pub(super) struct Spm {
     pub(super) add_space_prefix: bool,
 }
 
+/// What makes an added token beside `tokenizer.model` a control token.
+#[derive(Clone, Copy)]
+pub(super) enum AddedRule<'a> {
+    /// Being called special, or looking like it.
+    Usual,
+    /// Phi: being called special, nothing else; the added tokens of this `tokenizer.json` count too.
+    Phi(Option<&'a JsonFile>),
+}
+
+impl AddedRule<'_> {
+    fn apply(self, text: &str, special: bool) -> (String, TokenType) {
+        match self {
+            AddedRule::Usual => added(text, special),
+            AddedRule::Phi(_) if special => (text.to_owned(), TokenType::Control),
+            AddedRule::Phi(_) => (text.to_owned(), TokenType::UserDefined),
+        }
+    }
+}
+
 /// Reads `tokenizer.model`, then `added_tokens.json` and `added_tokens_decoder` of
 /// `tokenizer_config.json`. The table has `vocab_size` tokens, or as many as the model if that is `None`;
 /// tokens beyond it are left out, as llama.cpp's converter does.
@@ -30,6 +49,7 @@ pub(super) fn from_model(
     bytes: &[u8],
     tokenizer_config: Option<&JsonFile>,
     vocab_size: Option<usize>,
+    rule: AddedRule<'_>,
 ) -> Result<Spm> {
     let model = SentencePieceModel::parse(&dir.join("tokenizer.model"), bytes)?;
     let vocab_size = vocab_size.unwrap_or(model.pieces.len());
@@ -67,7 +87,17 @@ pub(super) fn from_model(
             };
             let token = decoder.require(key)?;
             let text = token.require("content")?.string()?;
-            let (text, kind) = added(text, token.flag("special", false)?);
+            let (text, kind) = rule.apply(text, token.flag("special", false)?);
+            table.set(id, text, ADDED_SCORE, kind);
+        }
+    }
+    if let AddedRule::Phi(Some(file)) = rule
+        && let Some(list) = file.root().get("added_tokens")?
+    {
+        for token in list.items()? {
+            let id = token.require("id")?.token_id()?;
+            let text = token.require("content")?.string()?;
+            let (text, kind) = rule.apply(text, token.flag("special", false)?);
             table.set(id, text, ADDED_SCORE, kind);
         }
     }
@@ -99,18 +129,20 @@ pub(super) fn from_json(
 ) -> Result<Spm> {
     let file = tokenizer.file.path.as_path();
     let (pieces, vocab, unk) = if tokenizer.model_type()? == "Unigram" {
-        let (list, unk) = tokenizer.unigram_vocab()?;
-        let vocab: HashMap<&str, u32> = list
+        let unigram = tokenizer.unigram_vocab()?;
+        let vocab: HashMap<&str, u32> = unigram
+            .pieces
             .iter()
             .enumerate()
             .map(|(id, &(text, _))| (text, id as u32))
             .collect();
-        let pieces: Vec<(u32, &str, f32)> = list
+        let pieces: Vec<(u32, &str, f32)> = unigram
+            .pieces
             .into_iter()
             .enumerate()
             .map(|(id, (text, score))| (id as u32, text, score))
             .collect();
-        (pieces, vocab, unk)
+        (pieces, vocab, unigram.unk)
     } else {
         let vocab = tokenizer.bpe_vocab()?;
         let mut ranks: HashMap<String, usize> = HashMap::new();

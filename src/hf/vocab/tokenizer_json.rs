@@ -27,6 +27,14 @@ pub(super) struct AddedToken {
     pub(super) normalized: bool,
 }
 
+/// The vocabulary of a Unigram model.
+pub(super) struct Unigram<'a> {
+    /// Pieces and their scores, by id.
+    pub(super) pieces: Vec<(&'a str, f32)>,
+    /// The unknown piece.
+    pub(super) unk: Option<u32>,
+}
+
 /// An opened `tokenizer.json`.
 pub(super) struct TokenizerJson {
     pub(super) file: JsonFile,
@@ -121,9 +129,8 @@ impl TokenizerJson {
         Ok(vocab)
     }
 
-    /// The pieces of a Unigram model with their scores, by id, and the id of the unknown piece.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn unigram_vocab(&self) -> Result<(Vec<(&str, f32)>, Option<u32>)> {
+    /// The vocabulary of a Unigram model, no piece twice.
+    pub(super) fn unigram_vocab(&self) -> Result<Unigram<'_>> {
         let model = self.model()?;
         let field = model.require("vocab")?;
         let items = field.items()?;
@@ -162,7 +169,7 @@ impl TokenizerJson {
             }
             None => None,
         };
-        Ok((pieces, unk))
+        Ok(Unigram { pieces, unk })
     }
 
     /// The merges of a BPE model in order of rank, checked against its vocabulary; empty if the file has
