@@ -3,6 +3,7 @@
 //! original's.
 
 use anyhow::{Context as _, Result};
+use rayon::prelude::*;
 
 use super::importance::Importance;
 use crate::ggml;
@@ -23,6 +24,9 @@ pub struct Probe {
     pub ty: GgmlType,
     /// Mean over positions of the KL divergence, in nats.
     pub kld: f64,
+    /// The same for the text of each domain, in the order of [`super::Analysis::domains`]; empty when the text
+    /// has no domains.
+    pub by_domain: Vec<f64>,
 }
 
 /// What is measured on what.
@@ -32,6 +36,8 @@ pub struct SensitivityOptions {
     pub n_threads: usize,
     /// First position of a chunk whose output is compared.
     pub first_output: usize,
+    /// The domain of each chunk, numbered from 0; empty without domains.
+    pub domains: Vec<usize>,
 }
 
 /// Measures each of `wanted` (tensor, type) on `chunks`, all of one length. Pairs whose tensor the graph does
@@ -48,7 +54,7 @@ pub fn measure(
     options: &SensitivityOptions,
     progress: &Progress,
 ) -> Result<Vec<Probe>> {
-    let Some(len) = chunks.first().map(Vec::len) else {
+    let Some(len) = chunks.iter().map(Vec::len).max() else {
         return Ok(Vec::new());
     };
     let mut context_options =
@@ -56,7 +62,8 @@ pub fn measure(
     context_options.n_seq = context_options.n_seq.min(chunks.len());
     let mut bench = Bench {
         chunks,
-        first_output: options.first_output.min(len - 1),
+        first_output: options.first_output,
+        domains: &options.domains,
         n_vocab: model.vocab().n_tokens(),
         n_seq: context_options.n_seq,
         context: Context::new(model, context_options)?,
@@ -75,12 +82,14 @@ pub fn measure(
             let bytes = quantize_whole(source, tensor, *ty, importance, options.n_threads)
                 .with_context(|| format!("{}: tensor {name}", source.paths()[0].display()))?;
             handles.replace(name, *ty, bytes)?;
-            let kld = bench.divergence();
+            let measured = bench.divergence();
             handles.restore(name);
+            let (kld, by_domain) = measured?;
             probes.push(Probe {
                 tensor: name.clone(),
                 ty: *ty,
-                kld: kld?,
+                kld,
+                by_domain,
             });
         }
         bar.inc(1);
@@ -92,6 +101,7 @@ pub fn measure(
 struct Bench<'m, 'c> {
     context: Context<'m>,
     chunks: &'c [Vec<i32>],
+    domains: &'c [usize],
     first_output: usize,
     n_vocab: usize,
     n_seq: usize,
@@ -102,44 +112,56 @@ impl Bench<'_, '_> {
     fn distributions(&mut self) -> Result<Vec<TopK>> {
         let mut all = Vec::new();
         let n_vocab = self.n_vocab;
-        self.for_each_group(|logits, _| {
-            all.extend(
-                logits
-                    .chunks_exact(n_vocab)
-                    .map(|row| TopK::new(row, KEPT_TOKENS)),
-            );
+        self.for_each_chunk(|logits, _, _| {
+            let rows = logits.chunks_exact(n_vocab);
+            all.extend(rows.map(|row| TopK::new(row, KEPT_TOKENS)));
         })?;
         Ok(all)
     }
 
-    fn divergence(&mut self) -> Result<f64> {
+    /// The mean divergence, and each domain's.
+    fn divergence(&mut self) -> Result<(f64, Vec<f64>)> {
         let reference = std::mem::take(&mut self.reference);
-        let n_vocab = self.n_vocab;
-        let mut sum = 0.0;
-        let outcome = self.for_each_group(|logits, first| {
-            use rayon::prelude::*;
+        let (n_vocab, domains) = (self.n_vocab, self.domains);
+        let n_domains = domains.iter().max().map_or(0, |d| d + 1);
+        let mut sums = vec![(0.0, 0usize); n_domains.max(1)];
+        let outcome = self.for_each_chunk(|logits, chunk, first| {
             // Summed in order, so that the result does not depend on the threads.
             let values: Vec<f64> = logits
                 .par_chunks_exact(n_vocab)
                 .zip(&reference[first..])
                 .map(|(row, p)| p.divergence(row))
                 .collect();
-            sum += values.iter().sum::<f64>();
+            let sum = &mut sums[domains.get(chunk).copied().unwrap_or(0)];
+            sum.0 += values.iter().sum::<f64>();
+            sum.1 += values.len();
         });
-        let n = reference.len();
         self.reference = reference;
         outcome?;
-        Ok((sum / n.max(1) as f64).max(0.0))
+        let mean = |sum: f64, n: usize| (sum / n.max(1) as f64).max(0.0);
+        let total = sums.iter().fold((0.0, 0), |t, s| (t.0 + s.0, t.1 + s.1));
+        let overall = mean(total.0, total.1);
+        // A domain without a chunk of its own is judged by all.
+        let of = |s: &(f64, usize)| if s.1 > 0 { mean(s.0, s.1) } else { overall };
+        let by_domain = if n_domains > 1 {
+            sums.iter().map(of).collect()
+        } else {
+            Vec::new()
+        };
+        Ok((overall, by_domain))
     }
 
-    /// Calls `f` with the logits of each sequence and the index of its first row.
-    fn for_each_group(&mut self, mut f: impl FnMut(&[f32], usize)) -> Result<()> {
-        let mut row = 0;
-        for group in self.chunks.chunks(self.n_seq) {
+    /// Calls `f` with each chunk's logits, its number, and the number of its first row among all rows.
+    fn for_each_chunk(&mut self, mut f: impl FnMut(&[f32], usize, usize)) -> Result<()> {
+        let (mut row, mut chunk) = (0, 0);
+        let alike = self.chunks.chunk_by(|a, b| a.len() == b.len());
+        for group in alike.flat_map(|run| run.chunks(self.n_seq)) {
             let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
-            for logits in self.context.evaluate(&sequences, self.first_output, None)? {
-                f(logits, row);
+            let first = self.first_output.min(sequences[0].len() - 1);
+            for logits in self.context.evaluate(&sequences, first, None)? {
+                f(logits, chunk, row);
                 row += logits.len() / self.n_vocab;
+                chunk += 1;
             }
         }
         Ok(())
@@ -179,7 +201,6 @@ fn quantize_whole(
             blocks.push((matrix * rows_per_matrix + i * per_block, part));
         }
     }
-    use rayon::prelude::*;
     blocks.into_par_iter().try_for_each(|(first_row, dst)| {
         let n_rows = dst.len() / row_bytes;
         let mut values = vec![0f32; n_rows * n_in];

@@ -126,6 +126,23 @@ impl WeightStats {
     }
 }
 
+fn merge_routers(
+    ours: &mut BTreeMap<usize, RouterStats>,
+    theirs: &BTreeMap<usize, RouterStats>,
+) -> Result<()> {
+    for (layer, theirs) in theirs {
+        match ours.get_mut(layer) {
+            Some(ours) => ours
+                .merge(theirs)
+                .map_err(|e| e.context(format!("router of layer {layer}")))?,
+            None => {
+                ours.insert(*layer, theirs.clone());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn add(a: &mut [f64], b: &[f64]) {
     for (a, b) in a.iter_mut().zip(b) {
         *a += b;
@@ -183,6 +200,56 @@ impl RouterStats {
             .collect()
     }
 
+    /// Adds another's quantities times a factor; the numbers of experts must be the same.
+    fn add_scaled(&mut self, other: &Self, factor: f64) {
+        let scaled = |v: &[f64]| v.iter().map(|x| x * factor).collect::<Vec<f64>>();
+        self.tokens += other.tokens * factor;
+        add(&mut self.counts, &scaled(&other.counts));
+        add(&mut self.gate_mass, &scaled(&other.gate_mass));
+        add(&mut self.gate_mass_sq, &scaled(&other.gate_mass_sq));
+    }
+
+    /// Share of the routed tokens that each expert got.
+    pub fn load(&self) -> Vec<f64> {
+        let total: f64 = self.counts.iter().sum();
+        self.counts
+            .iter()
+            .map(|c| if total > 0.0 { c / total } else { 0.0 })
+            .collect()
+    }
+
+    /// Gini coefficient of the experts' load: 0 when all get the same, towards 1 when one gets everything.
+    pub fn load_gini(&self) -> f64 {
+        let mut load = self.load();
+        load.sort_by(f64::total_cmp);
+        let n = load.len() as f64;
+        let total: f64 = load.iter().sum();
+        if total <= 0.0 {
+            return 0.0;
+        }
+        let weighted: f64 = load
+            .iter()
+            .enumerate()
+            .map(|(i, l)| (i + 1) as f64 * l)
+            .sum();
+        (2.0 * weighted / (n * total) - (n + 1.0) / n).max(0.0)
+    }
+
+    /// Jensen-Shannon divergence in nats between the loads of two routers of the same layer: 0 when they use
+    /// the experts alike, `ln 2` when they share none.
+    pub fn divergence(&self, other: &Self) -> f64 {
+        let (p, q) = (self.load(), other.load());
+        let term = |a: f64, m: f64| if a > 0.0 { a * (a / m).ln() } else { 0.0 };
+        p.iter()
+            .zip(&q)
+            .map(|(&p, &q)| {
+                let m = (p + q) / 2.0;
+                (term(p, m) + term(q, m)) / 2.0
+            })
+            .sum::<f64>()
+            .max(0.0)
+    }
+
     /// Adds what the router did with other tokens.
     ///
     /// # Errors
@@ -202,6 +269,15 @@ impl RouterStats {
     }
 }
 
+/// What the routers did with the text of one domain.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Domain {
+    /// The domain's label; empty for text without one.
+    pub name: String,
+    /// By layer.
+    pub routers: BTreeMap<usize, RouterStats>,
+}
+
 /// Everything measured about a model on a calibration text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Analysis {
@@ -209,8 +285,10 @@ pub struct Analysis {
     pub origin: Origin,
     /// By tensor name.
     pub weights: BTreeMap<String, WeightStats>,
-    /// By layer.
+    /// By layer, all domains together.
     pub routers: BTreeMap<usize, RouterStats>,
+    /// What the routers did with each domain's text.
+    pub domains: Vec<Domain>,
     /// Relative output errors of tensors in types.
     pub errors: ErrorTable,
     /// Measured effects of quantizing one tensor on the model's output.
@@ -272,6 +350,39 @@ impl Analysis {
         }
     }
 
+    /// The same analysis as if its text were a mix of the domains with these weights: routing and effects are
+    /// the domains' weighted means per token. Channel statistics and errors stay as they are. Domains of which
+    /// nothing is known keep what was measured together.
+    pub fn for_mix(&self, weights: &[f64]) -> Analysis {
+        let mut mixed = self.clone();
+        let total: f64 = weights.iter().sum();
+        if self.domains.len() != weights.len() || self.domains.len() < 2 || total <= 0.0 {
+            return mixed;
+        }
+        for (layer, router) in &mut mixed.routers {
+            let mut sum = RouterStats::new(router.counts.len(), router.n_used);
+            for (domain, w) in self.domains.iter().zip(weights) {
+                if let Some(r) = domain.routers.get(layer).filter(|r| r.tokens > 0.0) {
+                    sum.add_scaled(r, w / total / r.tokens * router.tokens);
+                }
+            }
+            if sum.tokens > 0.0 {
+                *router = sum;
+            }
+        }
+        for probe in &mut mixed.probes {
+            if probe.by_domain.len() == weights.len() {
+                probe.kld = probe
+                    .by_domain
+                    .iter()
+                    .zip(weights)
+                    .map(|(k, w)| k * w / total)
+                    .sum();
+            }
+        }
+        mixed
+    }
+
     /// Adds the statistics of another analysis of the same model. Measured effects are kept from `self` when
     /// it has any.
     ///
@@ -294,14 +405,11 @@ impl Analysis {
                 }
             }
         }
-        for (layer, theirs) in &other.routers {
-            match self.routers.get_mut(layer) {
-                Some(ours) => ours
-                    .merge(theirs)
-                    .map_err(|e| e.context(format!("router of layer {layer}")))?,
-                None => {
-                    self.routers.insert(*layer, theirs.clone());
-                }
+        merge_routers(&mut self.routers, &other.routers)?;
+        for theirs in &other.domains {
+            match self.domains.iter_mut().find(|d| d.name == theirs.name) {
+                Some(ours) => merge_routers(&mut ours.routers, &theirs.routers)?,
+                None => self.domains.push(theirs.clone()),
             }
         }
         if self.probes.is_empty() {
@@ -323,5 +431,54 @@ impl Analysis {
                 .clone_from(&other.origin.model_digest);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(counts: &[f64]) -> RouterStats {
+        let mut r = RouterStats::new(counts.len(), 1);
+        r.tokens = counts.iter().sum();
+        r.counts = counts.to_vec();
+        r.gate_mass = counts.to_vec();
+        r.gate_mass_sq = counts.to_vec();
+        r
+    }
+
+    #[test]
+    fn load_figures_match_their_definitions() {
+        assert!((router(&[5.0, 5.0, 5.0, 5.0]).load_entropy() - 1.0).abs() < 1e-12);
+        assert!(router(&[5.0, 5.0]).load_gini().abs() < 1e-12);
+        assert!((router(&[0.0, 0.0, 0.0, 8.0]).load_gini() - 0.75).abs() < 1e-12);
+        assert_eq!(router(&[1.0, 0.0]).load_entropy(), 0.0);
+        let (a, b) = (router(&[1.0, 0.0]), router(&[0.0, 3.0]));
+        assert!((a.divergence(&b) - 2f64.ln()).abs() < 1e-12);
+        assert!(a.divergence(&router(&[7.0, 0.0])).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_mix_weighs_domains_and_not_their_length() {
+        let domain = |name: &str, counts: &[f64]| Domain {
+            name: name.into(),
+            routers: BTreeMap::from([(0, router(counts))]),
+        };
+        let mut a = Analysis {
+            routers: BTreeMap::from([(0, router(&[100.0, 10.0]))]),
+            domains: vec![domain("long", &[100.0, 0.0]), domain("short", &[0.0, 10.0])],
+            ..Analysis::default()
+        };
+        a.probes.push(Probe {
+            tensor: "w".into(),
+            ty: crate::gguf::GgmlType::Q4_K,
+            kld: 0.9,
+            by_domain: vec![1.0, 0.0],
+        });
+        let even = a.for_mix(&[1.0, 1.0]);
+        assert_eq!(even.routers[&0].load(), [0.5, 0.5]);
+        assert_eq!(even.probes[0].kld, 0.5);
+        assert_eq!(a.for_mix(&[0.0, 2.0]).routers[&0].load(), [0.0, 1.0]);
+        assert_eq!(a.for_mix(&[1.0]), a);
     }
 }

@@ -6,6 +6,7 @@
 //! `moqa.router.N.{tokens,n_used}`; measured effects and errors are parallel
 //! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.*` (see [`set_errors`]).
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
 use super::sensitivity::Probe;
-use super::stats::{Analysis, RouterStats};
+use super::stats::{Analysis, Domain, RouterStats};
 use crate::gguf::{
     Array, DEFAULT_VERSION, GStringArray, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape,
     TensorSpec, Value,
@@ -38,6 +39,8 @@ const KEY_N_CHUNKS: &str = "moqa.origin.n_chunks";
 const KEY_ROUTERS: &str = "moqa.routers";
 /// Measured effects on the output: mean KL divergence in nats.
 const PROBES: &str = "moqa.probes";
+/// Labels of the domains; their routers are under `moqa.domain.N`.
+const KEY_DOMAINS: &str = "moqa.domains";
 /// Relative output errors.
 const ERRORS: &str = "moqa.errors";
 
@@ -121,7 +124,23 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         PROBES,
         probes.iter().map(|p| (p.tensor.as_str(), p.ty, p.kld)),
     );
+    meta.set(
+        format!("{PROBES}.by_domain"),
+        Value::Array(Array::F64(
+            probes
+                .iter()
+                .flat_map(|p| p.by_domain.iter().copied())
+                .collect(),
+        )),
+    );
     set_errors(&mut meta, &analysis.errors);
+    meta.set(
+        KEY_DOMAINS,
+        strings(&mut analysis.domains.iter().map(|d| d.name.as_str())),
+    );
+    for (i, domain) in analysis.domains.iter().enumerate() {
+        set_routers(&mut meta, &domain_prefix(i), &domain.routers);
+    }
 
     let mut specs = Vec::new();
     for (name, w) in &analysis.weights {
@@ -224,6 +243,90 @@ fn set_measurements<'a>(
     );
     meta.set(format!("{prefix}.type"), Value::Array(Array::Str(types)));
     meta.set(format!("{prefix}.value"), Value::Array(Array::F64(values)));
+}
+
+fn domain_prefix(i: usize) -> String {
+    format!("moqa.domain.{i}")
+}
+
+/// Stores routers under `prefix`: layers, numbers of experts, of experts used and of tokens, and all experts'
+/// counts, gate masses and squared gate masses one layer after another.
+fn set_routers(meta: &mut Metadata, prefix: &str, routers: &BTreeMap<usize, RouterStats>) {
+    let ints = |f: &dyn Fn(usize, &RouterStats) -> usize| {
+        Value::Array(Array::U64(
+            routers.iter().map(|(l, r)| f(*l, r) as u64).collect(),
+        ))
+    };
+    let floats = |f: &dyn Fn(&RouterStats) -> Vec<f64>| {
+        Value::Array(Array::F64(routers.values().flat_map(f).collect()))
+    };
+    meta.set(format!("{prefix}.layers"), ints(&|l, _| l));
+    meta.set(format!("{prefix}.n_expert"), ints(&|_, r| r.counts.len()));
+    meta.set(format!("{prefix}.n_used"), ints(&|_, r| r.n_used));
+    meta.set(format!("{prefix}.tokens"), floats(&|r| vec![r.tokens]));
+    meta.set(format!("{prefix}.counts"), floats(&|r| r.counts.clone()));
+    meta.set(
+        format!("{prefix}.gate_mass"),
+        floats(&|r| r.gate_mass.clone()),
+    );
+    meta.set(
+        format!("{prefix}.gate_mass_sq"),
+        floats(&|r| r.gate_mass_sq.clone()),
+    );
+}
+
+/// Reads what [`set_routers`] stored.
+fn routers(meta: &Metadata, prefix: &str) -> Result<BTreeMap<usize, RouterStats>> {
+    let wrong = |what: &str| format!("key {prefix}.{what} is missing or contradicts the others");
+    let ints = |what: &str| match meta.get_array(&format!("{prefix}.{what}")) {
+        Some(Array::U64(v)) => v
+            .iter()
+            .map(|n| usize::try_from(*n).ok().with_context(|| wrong(what)))
+            .collect::<Result<Vec<_>>>(),
+        _ => bail!(wrong(what)),
+    };
+    let floats = |what: &str| match meta.get_array(&format!("{prefix}.{what}")) {
+        Some(Array::F64(v)) if v.iter().all(|x| x.is_finite()) => Ok(v.as_slice()),
+        _ => Err(anyhow::anyhow!(wrong(what))),
+    };
+    let (layers, n_expert, n_used) = (ints("layers")?, ints("n_expert")?, ints("n_used")?);
+    let tokens = floats("tokens")?;
+    for (n, what) in [
+        (n_expert.len(), "n_expert"),
+        (n_used.len(), "n_used"),
+        (tokens.len(), "tokens"),
+    ] {
+        ensure!(n == layers.len(), wrong(what));
+    }
+    let total = n_expert
+        .iter()
+        .try_fold(0usize, |t, n| t.checked_add(*n))
+        .with_context(|| wrong("n_expert"))?;
+    let whole = |what: &str| -> Result<&[f64]> {
+        let v = floats(what)?;
+        ensure!(v.len() == total, wrong(what));
+        Ok(v)
+    };
+    let (counts, mass, mass_sq) = (
+        whole("counts")?,
+        whole("gate_mass")?,
+        whole("gate_mass_sq")?,
+    );
+    let mut found = BTreeMap::new();
+    let mut at = 0;
+    for (i, layer) in layers.iter().enumerate() {
+        let range = at..at + n_expert[i];
+        at = range.end;
+        let router = RouterStats {
+            n_used: n_used[i],
+            tokens: tokens[i],
+            counts: counts[range.clone()].to_vec(),
+            gate_mass: mass[range.clone()].to_vec(),
+            gate_mass_sq: mass_sq[range].to_vec(),
+        };
+        ensure!(found.insert(*layer, router).is_none(), wrong("layers"));
+    }
+    Ok(found)
 }
 
 /// Stores errors: the tensors' names and numbers of matrices, the energies of all matrices one after another,
@@ -419,9 +522,36 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         );
     }
 
-    for (tensor, ty, kld) in measurements(meta, PROBES).context(ADVICE)? {
-        let tensor = tensor.to_owned();
-        analysis.probes.push(Probe { tensor, ty, kld });
+    for (i, name) in texts(KEY_DOMAINS)?.into_iter().enumerate() {
+        let routers = routers(meta, &domain_prefix(i)).context(ADVICE)?;
+        analysis.domains.push(Domain {
+            name: name.to_owned(),
+            routers,
+        });
+    }
+    let by_domain_key = format!("{PROBES}.by_domain");
+    let Some(Array::F64(by_domain)) = meta.get_array(&by_domain_key) else {
+        bail!(wrong(&by_domain_key))
+    };
+    let found = measurements(meta, PROBES).context(ADVICE)?;
+    let each = by_domain.len() / found.len().max(1);
+    ensure!(
+        each * found.len() == by_domain.len()
+            && (each == 0 || each == analysis.domains.len())
+            && by_domain.iter().all(|k| k.is_finite()),
+        "key {by_domain_key} contradicts the others; {ADVICE}"
+    );
+    for (i, (tensor, ty, kld)) in found.into_iter().enumerate() {
+        let (tensor, by_domain) = (
+            tensor.to_owned(),
+            by_domain[i * each..(i + 1) * each].to_vec(),
+        );
+        analysis.probes.push(Probe {
+            tensor,
+            ty,
+            kld,
+            by_domain,
+        });
     }
     analysis.errors = errors(meta).context(ADVICE)?;
 

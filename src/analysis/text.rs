@@ -18,6 +18,46 @@ pub struct Corpus {
     pub names: Vec<String>,
     /// The documents' texts.
     pub documents: Vec<String>,
+    /// The domain of each document; empty where none was named.
+    pub labels: Vec<String>,
+}
+
+/// A path of texts, with the domain they belong to: `PATH` or `LABEL=PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextPath {
+    /// Domain; empty when none was named.
+    pub label: String,
+    /// File or folder.
+    pub path: PathBuf,
+}
+
+impl std::str::FromStr for TextPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unlabelled = TextPath {
+            label: String::new(),
+            path: text.into(),
+        };
+        match text.split_once('=') {
+            // A file whose name holds the sign is a file.
+            Some((label, path)) if !unlabelled.path.exists() => {
+                let plain = |c: char| c.is_alphanumeric() || "-_. ".contains(c);
+                if label.is_empty()
+                    || label.len() > 40
+                    || !label.chars().all(plain)
+                    || path.is_empty()
+                {
+                    return Err(format!("'{text}' is neither PATH nor LABEL=PATH"));
+                }
+                Ok(TextPath {
+                    label: label.to_owned(),
+                    path: path.into(),
+                })
+            }
+            _ => Ok(unlabelled),
+        }
+    }
 }
 
 impl Corpus {
@@ -32,6 +72,10 @@ impl Corpus {
                 .iter()
                 .map(|d| d.text.to_owned())
                 .collect(),
+            labels: calibration::DOCUMENTS
+                .iter()
+                .map(|d| d.domain.to_owned())
+                .collect(),
         }
     }
 
@@ -40,9 +84,9 @@ impl Corpus {
     ///
     /// # Errors
     /// A path cannot be read, is not UTF-8, or a directory holds no text.
-    pub fn read(paths: &[PathBuf]) -> Result<Self> {
+    pub fn read(paths: &[TextPath]) -> Result<Self> {
         let mut corpus = Self::default();
-        for path in paths {
+        for TextPath { label, path } in paths {
             let meta = fs::metadata(path)
                 .with_context(|| format!("{}: cannot read this text", path.display()))?;
             if meta.is_dir() {
@@ -57,10 +101,10 @@ impl Corpus {
                     path.display()
                 );
                 for file in &files {
-                    corpus.push_file(file)?;
+                    corpus.push_file(file, label)?;
                 }
             } else if meta.is_file() {
-                corpus.push_file(path)?;
+                corpus.push_file(path, label)?;
             } else {
                 bail!("{}: neither a file nor a folder", path.display());
             }
@@ -68,7 +112,7 @@ impl Corpus {
         Ok(corpus)
     }
 
-    fn push_file(&mut self, path: &Path) -> Result<()> {
+    fn push_file(&mut self, path: &Path, label: &str) -> Result<()> {
         let n = fs::metadata(path).map_or(0, |m| m.len());
         ensure!(
             n <= MAX_BYTES,
@@ -87,8 +131,21 @@ impl Corpus {
             )
         })?;
         self.names.push(path.display().to_string());
+        self.labels.push(label.to_owned());
         self.documents.push(text);
         Ok(())
+    }
+
+    /// The texts of the domains, `(label, text)`, in order of appearance, each document after the other.
+    pub fn domains(&self) -> Vec<(String, String)> {
+        let mut domains: Vec<(String, String)> = Vec::new();
+        for (label, text) in self.labels.iter().zip(&self.documents) {
+            match domains.iter_mut().find(|d| d.0 == *label) {
+                Some(d) => d.1.push_str(text),
+                None => domains.push((label.clone(), text.clone())),
+            }
+        }
+        domains
     }
 
     /// All documents as one text, one after another without a separator, as llama.cpp's tools read

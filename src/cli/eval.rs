@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{Global, steps};
-use crate::analysis::{Corpus, chunk_tokens};
+use crate::analysis::{Corpus, TextPath, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::gguf::Gguf;
 use crate::output::{check_writable, refuse_overwriting};
@@ -24,7 +24,7 @@ pub(super) struct EvalArgs {
     against: Option<PathBuf>,
     /// Text: files, or folders of .txt and .md files [default: the built-in text]
     #[arg(long, value_name = "PATH", num_args = 1..)]
-    text: Vec<PathBuf>,
+    text: Vec<TextPath>,
     /// Tokens of a chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(8..=1_048_576))]
     ctx: u32,

@@ -12,12 +12,14 @@ mod steps;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::analysis::TextPath;
+use crate::gguf::GgmlType;
 use crate::hf::vocab::VocabOptions;
 use crate::hf::{self, OutType};
-use crate::plan::{Budget, Granularity};
+use crate::plan::{Budget, Candidates, Granularity, Pin, Scenario, default_types};
 use crate::progress::Progress;
 use crate::runtime::Preset;
 
@@ -125,22 +127,95 @@ fn parse_bpw(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Whether the experts of a tensor share a type.
-#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Default)]
-enum StrategyArg {
-    /// One type a tensor; runs in any llama.cpp
-    #[default]
+/// A scenario of data, or how experts are combined.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum StrategyName {
+    /// All domains of the calibration text count alike (default)
+    Balanced,
+    /// Domains count by --weight
+    Workload,
+    /// The domain that fares worst counts
+    Robust,
+    /// One type a tensor; runs in any llama.cpp (default)
     UniformExperts,
     /// A type for each expert; for `moqa simulate`
     PerExpert,
 }
 
-impl StrategyArg {
-    fn granularity(self) -> Granularity {
-        match self {
-            Self::UniformExperts => Granularity::Tensor,
-            Self::PerExpert => Granularity::Expert,
+/// What the plan aims at and may use.
+#[derive(Args, Clone)]
+struct StrategyArgs {
+    /// Scenario of data, and how experts are combined: one of each, separated by a comma
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES")]
+    strategy: Vec<StrategyName>,
+    /// Weight of a domain in the workload strategy, LABEL=SHARE; what is missing to 1 goes to the others
+    #[arg(long, value_name = "LABEL=SHARE", value_parser = parse_weight)]
+    weight: Vec<(String, f64)>,
+    /// Types to choose from
+    #[arg(long, value_delimiter = ',', value_name = "TYPES")]
+    types: Vec<GgmlType>,
+    /// No type smaller than this
+    #[arg(long, value_name = "TYPE")]
+    min_type: Option<GgmlType>,
+    /// No type larger than this
+    #[arg(long, value_name = "TYPE")]
+    max_type: Option<GgmlType>,
+    /// Give tensors whose name matches this type
+    #[arg(long, value_name = "REGEX=TYPE")]
+    pin: Vec<Pin>,
+}
+
+fn parse_weight(text: &str) -> Result<(String, f64), String> {
+    match text.rsplit_once('=').map(|(l, w)| (l, w.parse::<f64>())) {
+        Some((label, Ok(w))) if w.is_finite() && w >= 0.0 => Ok((label.to_owned(), w)),
+        _ => Err(format!("'{text}' is not LABEL=SHARE, such as code=0.7")),
+    }
+}
+
+impl StrategyArgs {
+    fn granularity(&self) -> Result<Granularity> {
+        let has = |name| self.strategy.contains(&name);
+        match (
+            has(StrategyName::UniformExperts),
+            has(StrategyName::PerExpert),
+        ) {
+            (true, true) => bail!("uniform-experts and per-expert exclude each other"),
+            (_, true) => Ok(Granularity::Expert),
+            _ => Ok(Granularity::Tensor),
         }
+    }
+
+    fn scenario(&self) -> Result<Scenario> {
+        let has = |name| self.strategy.contains(&name);
+        let named = [
+            has(StrategyName::Balanced),
+            has(StrategyName::Workload),
+            has(StrategyName::Robust),
+        ];
+        ensure!(
+            named.iter().filter(|n| **n).count() <= 1,
+            "balanced, workload and robust exclude each other"
+        );
+        ensure!(
+            self.weight.is_empty() || !(named[0] || named[2]),
+            "--weight goes with the workload strategy"
+        );
+        Ok(if named[2] {
+            Scenario::Robust
+        } else if named[1] || !self.weight.is_empty() {
+            Scenario::Workload(self.weight.clone())
+        } else {
+            Scenario::Balanced
+        })
+    }
+
+    fn candidates(&self) -> Candidates {
+        let types = if self.types.is_empty() {
+            default_types()
+        } else {
+            self.types.clone()
+        };
+        Candidates::new(types, self.min_type, self.max_type, self.pin.clone())
     }
 }
 
@@ -153,9 +228,10 @@ struct DataArgs {
     /// Use a llama.cpp imatrix file (GGUF or .dat); several are added up. With --text both are used
     #[arg(long, value_name = "FILE")]
     imatrix: Vec<PathBuf>,
-    /// Calibration text: files, or folders of .txt and .md files [default: the built-in text]
-    #[arg(long, value_name = "PATH", num_args = 1..)]
-    text: Vec<PathBuf>,
+    /// Calibration text: files, or folders of .txt and .md files, with LABEL= before the path where texts
+    /// of several domains are told apart [default: the built-in text]
+    #[arg(long, value_name = "[LABEL=]PATH", num_args = 1..)]
+    text: Vec<TextPath>,
     /// Tokens of a calibration chunk
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(8..=1_048_576))]
     ctx: u32,

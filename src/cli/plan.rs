@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArg, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
 use crate::output::{check_writable, refuse_overwriting, write_file};
+use crate::plan::Granularity;
 
 /// Choose a type for every tensor under a size budget
 #[derive(Args)]
@@ -16,9 +17,8 @@ pub(super) struct PlanArgs {
     model: PathBuf,
     #[command(flatten)]
     budget: BudgetArgs,
-    /// Whether the experts of a tensor share a type
-    #[arg(long, value_enum, default_value_t)]
-    strategy: StrategyArg,
+    #[command(flatten)]
+    strategy: StrategyArgs,
     /// The plan to write (TOML)
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -44,7 +44,7 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
         "name the plan to write with -o FILE, or give --dry-run"
     );
     ensure!(
-        args.tensor_type_file.is_none() || args.strategy == StrategyArg::UniformExperts,
+        args.tensor_type_file.is_none() || args.strategy.granularity()? == Granularity::Tensor,
         "llama-quantize cannot give experts types of their own; --tensor-type-file goes with uniform-experts"
     );
     let source = steps::open(&args.model, &args.folder, global)?;
@@ -54,15 +54,9 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
             check_writable(path)?;
         }
     }
-    let analysis = steps::analysis(&source, &args.data, true, global)?;
+    let mut analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);
-    let plan = steps::plan(
-        &source,
-        &analysis,
-        &args.budget,
-        args.strategy.granularity(),
-        global,
-    )?;
+    let plan = steps::plan(&source, &mut analysis, &args.budget, &args.strategy, global)?;
     if !args.dry_run {
         if let Some(path) = &args.output {
             write_file(path, plan.to_toml().as_bytes())?;

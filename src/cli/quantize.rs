@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
 use crate::analysis::{self, Analysis, Importance, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
 use crate::gguf::GgmlType;
@@ -27,6 +27,8 @@ pub(super) struct QuantizeArgs {
     output: PathBuf,
     #[command(flatten)]
     budget: BudgetArgs,
+    #[command(flatten)]
+    strategy: StrategyArgs,
     /// Use the types of this plan instead of making one
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bpw", "size", "like"])]
     plan: Option<PathBuf>,
@@ -63,6 +65,10 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         args.plan.is_some() || args.budget.is_given(),
         "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
     );
+    ensure!(
+        args.strategy.granularity()? == Granularity::Tensor,
+        "a GGUF tensor holds one type; plan with --strategy per-expert and measure the plan with moqa simulate"
+    );
     let source = steps::open(&args.model, &args.folder, global)?;
     for path in args
         .save_analysis
@@ -76,7 +82,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     }
 
     let given = args.plan.as_deref().map(Plan::read).transpose()?;
-    let analysis = if args.no_analysis {
+    let mut analysis = if args.no_analysis {
         Analysis::default()
     } else {
         let analysis = steps::analysis(&source, &args.data, given.is_none(), global)?;
@@ -101,13 +107,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
             }
             plan
         }
-        None => steps::plan(
-            &source,
-            &analysis,
-            &args.budget,
-            Granularity::Tensor,
-            global,
-        )?,
+        None => steps::plan(&source, &mut analysis, &args.budget, &args.strategy, global)?,
     };
     if let Some(path) = &args.save_plan {
         write_file(path, plan.to_toml().as_bytes())?;

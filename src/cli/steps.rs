@@ -5,16 +5,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Importance, Origin, Probe, SensitivityOptions,
+    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions,
     Unreached, chunk_tokens,
 };
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Granularity, Plan, PlanInputs, make_plan};
+use crate::plan::{Candidates, Plan, PlanInputs, plan_for};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -100,22 +100,9 @@ pub(super) fn analysis(
             Corpus::read(&args.text)?
         };
         let model = load(&source.gguf, &ModelOptions::default())?;
-        let mut chunks = chunk_tokens(model.vocab(), &corpus.concatenated(), args.ctx as usize)?;
-        if let Some(n) = args.chunks {
-            chunks.truncate(n as usize);
-        }
+        let chunks = Chunks::of(&model, &corpus, args)?;
         if own_pass {
-            let options = CollectOptions {
-                n_ctx: chunks[0].len(),
-                n_threads: global.n_threads(),
-            };
-            let mut measured = analysis::collect(&model, &chunks, &options, &progress)?;
-            measured.origin = Origin {
-                architecture: source.view.arch.clone(),
-                model_digest: source.digest.clone(),
-                datasets: corpus.names.clone(),
-                ..measured.origin
-            };
+            let measured = collect(source, &model, &corpus, &chunks, global)?;
             analysis.merge(&measured)?;
         }
         if measure {
@@ -124,20 +111,90 @@ pub(super) fn analysis(
         }
     }
     if probes {
-        complete_errors(source, &mut analysis, global)?;
+        complete_errors(source, &mut analysis, &Candidates::default(), global)?;
     }
     Ok(analysis)
 }
 
+/// A text's chunks, domain after domain.
+struct Chunks {
+    /// Labels of the domains; one without a label when the text has no domains.
+    labels: Vec<String>,
+    /// The chunks of each domain, of one length.
+    by_domain: Vec<Vec<Vec<i32>>>,
+}
+
+impl Chunks {
+    fn of(model: &Model, corpus: &Corpus, args: &DataArgs) -> Result<Self> {
+        let (mut labels, mut by_domain) = (Vec::new(), Vec::new());
+        let domains = corpus.domains();
+        for (label, text) in &domains {
+            let mut chunks = chunk_tokens(model.vocab(), text, args.ctx as usize)
+                .with_context(|| format!("the text of domain '{label}'"))?;
+            if let Some(n) = args.chunks {
+                chunks.truncate((n as usize).div_ceil(domains.len()));
+            }
+            labels.push(label.clone());
+            by_domain.push(chunks);
+        }
+        Ok(Self { labels, by_domain })
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.by_domain.iter().flatten().map(Vec::len).sum()
+    }
+
+    /// `n` chunks spread evenly over the text, at least one of each domain, and the domain of each.
+    fn sample(&self, n: usize) -> (Vec<Vec<i32>>, Vec<usize>) {
+        let total: usize = self.by_domain.iter().map(Vec::len).sum();
+        let (mut sample, mut domains) = (Vec::new(), Vec::new());
+        for (d, chunks) in self.by_domain.iter().enumerate() {
+            let share = ((n * chunks.len()) as f64 / total.max(1) as f64).round() as usize;
+            let share = share.clamp(1, chunks.len());
+            sample.extend((0..share).map(|i| chunks[i * chunks.len() / share].clone()));
+            domains.extend(std::iter::repeat_n(d, share));
+        }
+        (sample, domains)
+    }
+}
+
+/// The pass over the calibration text, domain by domain.
+fn collect(
+    source: &Source,
+    model: &Model,
+    corpus: &Corpus,
+    chunks: &Chunks,
+    global: &Global,
+) -> Result<Analysis> {
+    let progress = global.progress();
+    let mut all = Analysis::default();
+    for (label, chunks) in chunks.labels.iter().zip(&chunks.by_domain) {
+        let options = CollectOptions {
+            n_ctx: chunks[0].len(),
+            n_threads: global.n_threads(),
+        };
+        let mut measured = analysis::collect(model, chunks, &options, &progress)?;
+        measured.domains.push(Domain {
+            name: label.clone(),
+            routers: measured.routers.clone(),
+        });
+        all.merge(&measured)?;
+    }
+    all.origin.architecture.clone_from(&source.view.arch);
+    all.origin.model_digest.clone_from(&source.digest);
+    all.origin.datasets.clone_from(&corpus.names);
+    Ok(all)
+}
+
 /// Measures the errors of candidate types that the analysis does not hold yet.
-fn complete_errors(source: &Source, analysis: &mut Analysis, global: &Global) -> Result<()> {
+fn complete_errors(
+    source: &Source,
+    analysis: &mut Analysis,
+    candidates: &Candidates,
+    global: &Global,
+) -> Result<()> {
     let importance = Importance::new(analysis, Unreached::default());
-    let mut missing = PlanInputs::choices(
-        &source.gguf,
-        &source.view,
-        &importance,
-        &Candidates::default(),
-    );
+    let mut missing = PlanInputs::choices(&source.gguf, &source.view, &importance, candidates);
     for (tensor, types) in &mut missing {
         types.retain(|ty| !analysis.errors.contains(&tensor.name, *ty));
     }
@@ -185,7 +242,7 @@ fn sensitivity(
     source: &Source,
     model: &Model,
     analysis: &Analysis,
-    chunks: &[Vec<i32>],
+    chunks: &Chunks,
     effort: f64,
     global: &Global,
 ) -> Result<Vec<Probe>> {
@@ -203,14 +260,21 @@ fn sensitivity(
                 .push((tensor.name.clone(), ty));
         }
     }
-    let len = chunks[0].len();
+    let len = chunks
+        .by_domain
+        .iter()
+        .flatten()
+        .map(Vec::len)
+        .max()
+        .unwrap_or(1);
     let wanted: usize = by_layer.values().map(Vec::len).sum();
-    let total_tokens = (chunks.len() * len) as f64 * effort;
+    let total_tokens = chunks.n_tokens() as f64 * effort;
     let tokens = (total_tokens / wanted.max(1) as f64)
         .clamp(*PROBE_TOKENS.start() as f64, *PROBE_TOKENS.end() as f64)
-        .min((chunks.len() * len) as f64);
-    let n_chunks = ((tokens / len as f64) as usize).clamp(1, chunks.len());
-    let affordable = (total_tokens / (n_chunks * len) as f64) as usize;
+        .min(chunks.n_tokens() as f64);
+    let (subset, domains) = chunks.sample(((tokens / len as f64) as usize).max(1));
+    let sampled: usize = subset.iter().map(Vec::len).sum();
+    let affordable = (total_tokens / sampled as f64) as usize;
     let pairs = spread_over_layers(by_layer, affordable.max(1));
     if pairs.len() < wanted {
         global.progress().note(format!(
@@ -218,12 +282,10 @@ fn sensitivity(
             pairs.len()
         ));
     }
-    let subset: Vec<Vec<i32>> = (0..n_chunks)
-        .map(|i| chunks[i * chunks.len() / n_chunks].clone())
-        .collect();
     let options = SensitivityOptions {
         n_threads: global.n_threads(),
         first_output: len / 8,
+        domains,
     };
     analysis::measure_sensitivity(
         model,
@@ -300,20 +362,22 @@ pub(super) fn plan_digest(types: &BTreeMap<String, GgmlType>) -> String {
     format!("blake3:{}", hasher.finalize().to_hex())
 }
 
-/// Measures errors and makes the plan.
+/// Measures what errors are missing and makes the plan.
 pub(super) fn plan(
     source: &Source,
-    analysis: &Analysis,
+    analysis: &mut Analysis,
     budget: &BudgetArgs,
-    granularity: Granularity,
+    strategy: &StrategyArgs,
     global: &Global,
 ) -> Result<Plan> {
     let progress = global.progress();
     if !source.view.is_moe() {
         progress.note("note: this model has no experts; tensors are weighed as in any model");
     }
+    let candidates = strategy.candidates();
+    complete_errors(source, analysis, &candidates, global)?;
+    let analysis = &*analysis;
     let importance = Importance::new(analysis, Unreached::default());
-    let candidates = Candidates::default();
     let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
     let analysis_digest = analysis::digest(analysis)?;
     let blank = plan_digest(&BTreeMap::new());
@@ -325,7 +389,12 @@ pub(super) fn plan(
         candidates: &candidates,
         records: &records(source, &blank, &analysis_digest),
     };
-    let mut plan = make_plan(&inputs, resolved, granularity)?;
+    let mut plan = plan_for(
+        &inputs,
+        resolved,
+        &strategy.scenario()?,
+        strategy.granularity()?,
+    )?;
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)

@@ -5,8 +5,10 @@ mod cost;
 pub mod knapsack;
 mod recipe;
 mod solve;
+mod strategy;
 
-pub use candidates::{Candidates, default_types};
+pub use candidates::{Candidates, Pin, default_types};
 pub use cost::CostModel;
 pub use recipe::{Plan, TensorChoice};
 pub use solve::{Budget, Granularity, PlanInputs, make_plan, plan_bytes};
+pub use strategy::{Scenario, plan_for};

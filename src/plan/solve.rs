@@ -23,6 +23,7 @@ pub enum Budget {
 }
 
 /// What a plan is made from.
+#[derive(Clone, Copy)]
 pub struct PlanInputs<'a> {
     /// The model.
     pub source: &'a Gguf,
@@ -159,6 +160,25 @@ impl<'a> Item<'a> {
             }
         }
     }
+}
+
+/// Expected divergence of a plan by an analysis, which may be of another mix of domains than it was made for.
+pub fn expected_divergence(plan: &Plan, analysis: &Analysis, costs: &CostModel) -> f64 {
+    let of = |t: &TensorChoice| -> Option<f64> {
+        let traffic = analysis.traffic(&t.name);
+        if t.experts.is_empty() {
+            return Some(costs.cost(&t.name, analysis.errors.relative(&t.name, t.ty, &traffic)?));
+        }
+        let errors = analysis.errors.tensor(&t.name)?;
+        let shares = analysis.errors.shares(&t.name, &traffic)?;
+        let each = t.experts.iter().zip(shares).enumerate();
+        each.map(|(e, (ty, share))| {
+            let error = errors.by_type.get(ty)?.get(e)?;
+            Some(share * costs.cost(&t.name, *error))
+        })
+        .sum()
+    };
+    plan.tensors.iter().filter_map(of).sum()
 }
 
 /// Makes the plan with the smallest expected divergence within the budget.
