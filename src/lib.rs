@@ -3,8 +3,8 @@
 //! The modules read like the pipeline, and data flows one way:
 //! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
 //! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
-//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
-//! and [`units`].
+//! [`report`] shows what they found. Beside it stand what several stages use: [`ggml`] (quantizers),
+//! [`metrics`], [`output`], [`progress`] and [`units`].
 
 pub mod analysis;
 pub mod cli;
@@ -17,5 +17,6 @@ pub mod model;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod runtime;
 pub mod units;
