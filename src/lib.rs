@@ -4,6 +4,8 @@
 //! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
 //! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
 //! [`hf`] gives Hugging Face folders the form of a GGUF model. Beside the pipeline stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
+//! [`metrics`], [`output`], [`progress`] and [`units`].
+//! [`report`] shows what they found. Beside it stand what several stages use: [`ggml`] (quantizers),
 //! and [`units`].
 
 pub mod analysis;
@@ -19,5 +21,6 @@ pub mod model;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod runtime;
 pub mod units;
