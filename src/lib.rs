@@ -2,7 +2,7 @@
 //!
 //! The modules read like the pipeline, and data flows one way:
 //! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
-//! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
+//! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`] and [`tasks`].
 //! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
 //! and [`units`].
 
@@ -18,4 +18,5 @@ pub mod output;
 pub mod plan;
 pub mod progress;
 pub mod runtime;
+pub mod tasks;
 pub mod units;

@@ -11,7 +11,7 @@ mod model;
 mod preset;
 mod weights;
 
-pub use context::{Context, ContextOptions};
+pub use context::{Branches, Context, ContextOptions};
 pub use cpu::cpu_features_missing;
 pub use graph::{Node, Observer};
 pub use log::recent_messages;
