@@ -6,6 +6,7 @@ mod inspect;
 mod plan;
 mod quantize;
 mod steps;
+mod tasks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +73,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Eval(eval::EvalArgs),
+    Tasks(tasks::TasksArgs),
 }
 
 /// How large the result may be.
@@ -173,6 +175,7 @@ pub fn main() -> ExitCode {
             Command::Plan(args) => plan::run(args, &cli.global),
             Command::Inspect(args) => inspect::run(args, &cli.global),
             Command::Eval(args) => eval::run(args, &cli.global),
+            Command::Tasks(args) => tasks::run(args, &cli.global),
         }
     });
     match result {
