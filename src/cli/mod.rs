@@ -8,6 +8,7 @@ mod plan;
 mod quantize;
 mod simulate;
 mod steps;
+mod tasks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Simulate(simulate::SimulateArgs),
     Eval(eval::EvalArgs),
+    Tasks(tasks::TasksArgs),
 }
 
 /// How a Hugging Face folder is read.
@@ -296,6 +298,7 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args, &cli.global),
             Command::Simulate(args) => simulate::run(args, &cli.global),
             Command::Eval(args) => eval::run(args, &cli.global),
+            Command::Tasks(args) => tasks::run(args, &cli.global),
         }
     });
     match result {
