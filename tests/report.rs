@@ -137,11 +137,9 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
         }
     };
     let mut divergence = vec![vec![0.0; domains]; domains];
-    for a in 0..domains {
-        for b in a + 1..domains {
-            let d = 0.02 + 0.35 * random.next() * random.next();
-            (divergence[a][b], divergence[b][a]) = (d, d);
-        }
+    for (a, b) in (0..domains).flat_map(|a| (a + 1..domains).map(move |b| (a, b))) {
+        let d = 0.02 + 0.35 * random.next() * random.next();
+        (divergence[a][b], divergence[b][a]) = (d, d);
     }
     let coactivation = (0..layers)
         .map(|layer| {

@@ -27,7 +27,7 @@ pub(super) fn render(points: &[CurvePoint]) -> String {
         "curve",
         "Size and quality",
         "Each point is a quantized file: further left is smaller, further down is closer to the original model, \
-         and bars are one standard error. The vertical axis is logarithmic.",
+         and bars are one standard error. Points of a budget stand at the size of the preset named beside them.",
         &body,
     )
 }
@@ -105,7 +105,7 @@ fn chart(points: &[CurvePoint]) -> String {
     let place = |p: &CurvePoint| (x.at(size(p)), HEIGHT * (1.0 - y.at(p.kld)));
 
     let mut s = legend(&drawn);
-    s.push_str("<div class=\"axis-name\">KL divergence, nats per token ↑ worse</div>\n<div class=\"plot-box\">");
+    s.push_str("<div class=\"axis-name\">KL divergence, nats per token; logarithmic, lower is better</div>\n<div class=\"plot-box\">");
     s.push_str(&svg::open(
         "curve-plot",
         "plot",
@@ -251,10 +251,19 @@ fn tooltip(p: &CurvePoint, points: &[CurvePoint]) -> String {
     s
 }
 
+/// Whether the preset whose size was the budget is drawn too.
+fn beside_preset(p: &CurvePoint, points: &[&CurvePoint]) -> bool {
+    p.kind != PointKind::Preset
+        && p.budget.as_ref().is_some_and(|b| {
+            points
+                .iter()
+                .any(|q| q.kind == PointKind::Preset && q.label == *b)
+        })
+}
+
 type Label = Option<((f64, f64), Anchor)>;
 
-/// Places each label beside its marker where nothing else stands, presets first; one that fits nowhere is left
-/// out. A label that only repeats the legend is not needed.
+/// Places each label beside its marker where nothing else stands; one that fits nowhere is left out.
 fn place_labels(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Vec<Label> {
     const MARKER: f64 = 8.0;
     let mut taken: Vec<[f64; 4]> = places
@@ -268,13 +277,15 @@ fn place_labels(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Ve
             ]
         })
         .collect();
+    let lines = along_lines(points, places, width);
     let mut order: Vec<usize> = (0..points.len()).collect();
     order.sort_by_key(|i| points[*i].kind);
     let mut labels = vec![None; points.len()];
     for i in order {
         let p = points[i];
         let n = p.label.chars().count();
-        if n == 0 || n > 40 || p.label == p.kind.name() {
+        // A point with a budget stands below or above its preset, which has the name already.
+        if n == 0 || n > 40 || p.label == p.kind.name() || beside_preset(p, points) {
             continue;
         }
         // A little more than an average character of 12 pixels.
@@ -289,15 +300,19 @@ fn place_labels(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Ve
         let diagonal = 4.0 + side * 11.0;
         let candidates = [
             ((9.0, diagonal), Anchor::Start),
-            ((0.0, 4.0 + side * 16.0), Anchor::Middle),
+            ((0.0, 4.0 + side * 18.0), Anchor::Middle),
             ((-9.0, diagonal), Anchor::End),
             ((12.0, 4.0), Anchor::Start),
             ((-12.0, 4.0), Anchor::End),
-            ((0.0, 4.0 - side * 16.0), Anchor::Middle),
+            ((0.0, 4.0 - side * 18.0), Anchor::Middle),
             ((-9.0, 4.0 - side * 11.0), Anchor::End),
             ((9.0, 4.0 - side * 11.0), Anchor::Start),
         ];
-        for (shift, anchor) in candidates {
+        // A place off the lines is better, one on a line is good enough.
+        let choices = [true, false]
+            .into_iter()
+            .flat_map(|off| candidates.map(|c| (off, c)));
+        for (off_lines, (shift, anchor)) in choices {
             let left = match anchor {
                 Anchor::Start => x + shift.0,
                 Anchor::Middle => x + shift.0 - length / 2.0,
@@ -309,7 +324,11 @@ fn place_labels(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Ve
             let free = |(j, t): (usize, &[f64; 4])| {
                 j == i || text[2] <= t[0] || text[0] >= t[2] || text[3] <= t[1] || text[1] >= t[3]
             };
-            if inside && taken.iter().enumerate().all(free) {
+            let crossed = off_lines
+                && lines.iter().any(|(lx, ly)| {
+                    *lx > text[0] && *lx < text[2] && *ly > text[1] && *ly < text[3]
+                });
+            if inside && !crossed && taken.iter().enumerate().all(free) {
                 taken.push(text);
                 labels[i] = Some((shift, anchor));
                 break;
@@ -317,6 +336,29 @@ fn place_labels(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Ve
         }
     }
     labels
+}
+
+/// Pixels along the lines that join the points of a kind.
+fn along_lines(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Vec<(f64, f64)> {
+    let mut pixels = Vec::new();
+    for kind in KINDS {
+        let mut line: Vec<(f64, f64)> = points
+            .iter()
+            .zip(places)
+            .filter(|(p, _)| p.kind == kind)
+            .map(|(_, (x, y))| (x * width, *y))
+            .collect();
+        line.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for pair in line.windows(2) {
+            let (a, b) = (pair[0], pair[1]);
+            let steps = ((b.0 - a.0).hypot(b.1 - a.1) / 4.0).ceil() as usize;
+            pixels.extend((0..=steps).map(|i| {
+                let t = i as f64 / steps.max(1) as f64;
+                (a.0 + (b.0 - a.0) * t, a.1 + (b.1 - a.1) * t)
+            }));
+        }
+    }
+    pixels
 }
 
 fn table(points: &[CurvePoint]) -> String {

@@ -44,6 +44,7 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
                         grid: &[Vec<f64>],
                         spread,
                         what: &str,
+                        zero: &str,
                         show: &dyn Fn(f64) -> String| {
         if grid.is_empty() {
             return;
@@ -66,7 +67,7 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
             "<p>{what}</p>\n{}<div class=\"legends\">{}{}</div>\n",
             draw(id, &format!("{label} of experts by layer"), &desc, &cells),
             scale.legend(show),
-            special(grid, labels.len(), cols)
+            special(grid, labels.len(), cols, zero)
         );
         panels.push(Panel {
             label: label.into(),
@@ -79,6 +80,7 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
         &g.activation,
         Spread::Root,
         "Share of the tokens that the router sends to the expert.",
+        "zero: no token reached it",
         &percent,
     );
     if let Some(grid) = &g.gate_mass {
@@ -88,6 +90,7 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
             grid,
             Spread::Root,
             "Share of the layer's gate weight that the expert gets: how much its output counts.",
+            "zero",
             &percent,
         );
     }
@@ -98,6 +101,7 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
             grid,
             Spread::Log,
             "How much the model's output suffers when the expert is quantized, in nats per token; the colours are logarithmic.",
+            "zero",
             &|v| significant(v, 2),
         );
     }
@@ -144,7 +148,7 @@ fn columns(g: &ExpertGrid) -> usize {
 }
 
 /// Legend of the cells outside the colour scale, where there are any.
-fn special(grid: &[Vec<f64>], rows: usize, cols: usize) -> String {
+fn special(grid: &[Vec<f64>], rows: usize, cols: usize, zero: &str) -> String {
     let mut s = String::new();
     let cells = || (0..rows).flat_map(|r| (0..cols).map(move |c| at(grid, r, c)));
     let mut key = |class: &str, cell: Cell, label: &str| {
@@ -156,7 +160,7 @@ fn special(grid: &[Vec<f64>], rows: usize, cols: usize) -> String {
         );
     };
     if cells().any(|v| v == 0.0) {
-        key("framed", Cell::Zero, "zero: no token reached it");
+        key("framed", Cell::Zero, zero);
     }
     if cells().any(|v| !v.is_finite()) {
         key("framed", Cell::Missing, "not measured");

@@ -12,7 +12,7 @@ pub(super) fn significant(x: f64, digits: usize) -> String {
         return "0".into();
     }
     let magnitude = x.abs().log10().floor() as i32;
-    if (-5..7).contains(&magnitude) {
+    if (-4..7).contains(&magnitude) {
         let decimals = (digits as i32 - 1 - magnitude).max(0) as usize;
         minus(format!("{x:.decimals$}"))
     } else {

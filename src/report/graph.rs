@@ -163,10 +163,11 @@ fn edges(s: &mut String, drawn: &[Pair], at: &[(f64, f64)]) {
         let mut path = String::new();
         for p in &drawn[from..to] {
             let ((ax, ay), (bx, by)) = (at[p.a], at[p.b]);
-            // Drawn towards the centre, so that lines between neighbours do not hide the circle.
+            // Long lines bend towards the centre, short ones stay outside where they can be told apart.
+            let inwards = 1.0 - 0.6 * ((ax - bx).hypot(ay - by) / RADIUS).min(1.0);
             let (qx, qy) = (
-                CENTRE + ((ax + bx) / 2.0 - CENTRE) * 0.45,
-                CENTRE + ((ay + by) / 2.0 - CENTRE) * 0.45,
+                CENTRE + ((ax + bx) / 2.0 - CENTRE) * inwards,
+                CENTRE + ((ay + by) / 2.0 - CENTRE) * inwards,
             );
             let _ = write!(path, "M{ax:.0} {ay:.0}Q{qx:.0} {qy:.0} {bx:.0} {by:.0}");
         }

@@ -211,10 +211,10 @@ impl Frame<'_> {
             svg::text(&mut s, "tick", (1.0, y), (-4.0, 4.0), Anchor::End, label);
         }
         // Three pixels are the least that a cell can be seen at; more cells scroll inside the frame.
-        let _ = write!(
+        let _ = writeln!(
             s,
             "</svg><div class=\"heat-scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{}\">\
-             <div style=\"min-width:{}px\">\n",
+             <div style=\"min-width:{}px\">",
             super::html::escape(self.title),
             self.cols * 3
         );
@@ -244,12 +244,18 @@ fn column_axis<D: Display>(cols: usize, label: impl Fn(usize) -> D) -> String {
     }
     for c in (0..cols).step_by(every) {
         let x = (c as f64 + 0.5) / cols as f64;
+        // The frame would cut the first label where columns are narrow.
+        let anchor = if c == 0 && cols > 32 {
+            Anchor::Start
+        } else {
+            Anchor::Middle
+        };
         svg::text(
             &mut s,
             "tick",
-            (x, 15.0),
+            (if anchor == Anchor::Start { 0.0 } else { x }, 15.0),
             (0.0, 0.0),
-            Anchor::Middle,
+            anchor,
             label(c),
         );
     }

@@ -77,10 +77,10 @@ pub(super) fn switch(group: &str, legend: &str, panels: &[Panel]) -> String {
     );
     for (i, panel) in panels.iter().enumerate() {
         let checked = if i == 0 { " checked=\"checked\"" } else { "" };
-        let _ = write!(
+        let _ = writeln!(
             s,
             "<input type=\"radio\" name=\"{group}\" id=\"{group}-{i}\"{checked}/><label for=\"{group}-{i}\">{}</label>\
-             <div class=\"panel\">{}</div>\n",
+             <div class=\"panel\">{}</div>",
             panel.label, panel.html
         );
     }
