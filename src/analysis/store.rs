@@ -574,7 +574,8 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
             let counts = imatrix::read_f64(gguf, tensor)?;
             let n_expert = tensor.ne(0) as usize;
             ensure!(
-                n_expert.checked_mul(n_expert) == Some(counts.len()) && counts.iter().all(|c| c.is_finite() && *c >= 0.0),
+                n_expert.checked_mul(n_expert) == Some(counts.len())
+                    && counts.iter().all(|c| c.is_finite() && *c >= 0.0),
                 "tensor {name}: not a table of tokens by pairs of experts; {ADVICE}"
             );
             analysis
