@@ -23,7 +23,7 @@ fn open(model: &Model) -> Gguf {
         },
     };
     let converted = hf::open(dir.path(), &options).unwrap_or_else(|e| panic!("{e:#}"));
-    assert_eq!(converted.notes, [String::new(); 0]);
+    assert!(converted.notes.is_empty(), "{:?}", converted.notes);
     // The mapped files stay readable after the folder is gone.
     converted.gguf
 }
