@@ -88,10 +88,10 @@ fn edit_file(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
 fn whole_folders_are_accepted() {
     let dir = tempfile::tempdir().unwrap();
     model().write(dir.path());
-    assert_eq!(try_open(dir.path()).unwrap(), [String::new(); 0]);
+    assert!(try_open(dir.path()).unwrap().is_empty());
     let dir = tempfile::tempdir().unwrap();
     model().write_sharded(dir.path(), 3);
-    assert_eq!(try_open(dir.path()).unwrap(), [String::new(); 0]);
+    assert!(try_open(dir.path()).unwrap().is_empty());
 }
 
 #[test]
@@ -276,6 +276,11 @@ fn parameters_that_contradict_the_tensors() {
         ("hidden_size", json!(1e300)),
         ("num_attention_heads", json!({})),
         ("rms_norm_eps", json!("small")),
+        ("num_experts_per_tok", json!(5)),
+        ("num_experts_per_tok", json!(0)),
+        ("n_group", json!(4)),
+        ("n_group", json!(3)),
+        ("num_attention_heads", json!(0)),
         ("architectures", json!("Qwen3MoeForCausalLM")),
         ("architectures", json!([])),
         ("architectures", json!(["BertModel"])),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 
 use super::{Config, Folder};
-use crate::gguf::MadeTensor;
+use crate::gguf::{MadeTensor, Metadata};
 
 /// A size that `config.json` states, with the field that states it.
 type Stated<'a> = Option<(&'a str, u64)>;
@@ -99,6 +99,63 @@ pub(super) fn shapes(
             "{}: the token embedding (model.embed_tokens.weight) is missing; download the checkpoint again",
             folder.dir.display()
         );
+    }
+    Ok(())
+}
+
+/// Checks what llama.cpp only asserts: it would end the process on parameters outside these bounds.
+///
+/// # Errors
+/// Names the field of `config.json` and what it would have to be.
+pub(super) fn limits(config: &Config, arch: &str, metadata: &Metadata) -> Result<()> {
+    /// `LLAMA_MAX_LAYERS` and `LLAMA_MAX_EXPERTS`.
+    const MAX_LAYERS: u64 = 512;
+    const MAX_EXPERTS: u64 = 1024;
+    let size = |key: &str| metadata.get_u64(&format!("{arch}.{key}")).unwrap_or(0);
+    let layers = size("block_count");
+    let (experts, used) = (size("expert_count"), size("expert_used_count"));
+    let (groups, groups_used) = (size("expert_group_count"), size("expert_group_used_count"));
+    let checks = [
+        (
+            (1..=MAX_LAYERS).contains(&layers),
+            "num_hidden_layers",
+            format!("gives {layers} layers; llama.cpp runs 1 to {MAX_LAYERS}"),
+        ),
+        (
+            (1..=MAX_EXPERTS).contains(&experts),
+            "num_experts",
+            format!("gives {experts} experts; llama.cpp runs 1 to {MAX_EXPERTS}"),
+        ),
+        (
+            (1..=experts).contains(&used),
+            "num_experts_per_tok",
+            format!("gives {used} experts a token, but there are {experts}"),
+        ),
+        (
+            groups < experts && (groups <= 1 || experts.is_multiple_of(groups)),
+            "n_group",
+            format!("is {groups}, which does not divide {experts} experts into groups"),
+        ),
+        (
+            groups <= 1 || (1..groups).contains(&groups_used),
+            "topk_group",
+            format!("is {groups_used}, which is not a part of {groups} groups"),
+        ),
+        (
+            size("embedding_length") > 0,
+            "hidden_size",
+            "is 0 or missing".into(),
+        ),
+        (
+            size("attention.head_count") > 0,
+            "num_attention_heads",
+            "is 0 or missing".into(),
+        ),
+    ];
+    for (holds, field, problem) in checks {
+        if !holds {
+            return Err(config.error(field, problem));
+        }
     }
     Ok(())
 }

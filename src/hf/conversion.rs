@@ -104,6 +104,7 @@ pub(super) fn convert(
         &mut notes,
     )?;
     (family.parameters)(&mut c)?;
+    check::limits(&c.config, family.arch, &c.metadata)?;
     c.metadata.set("general.quantization_version", 2u32);
     let vocabulary = vocab::metadata(&folder.dir, &c.config.json(), &options.vocab)?;
     for (key, value) in vocabulary {

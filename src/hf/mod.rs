@@ -4,6 +4,10 @@
 //! [`open`] gives a [`Gguf`](crate::gguf::Gguf) whose tensors are made from the mapped safetensors files when
 //! they are asked for, a few rows at a time; the rest of the program treats it as any other model.
 //!
+//! Running the model (to analyse it) takes its bytes in memory, where a file of it would be mapped from disk: it
+//! is made in a file in memory, see [`MemoryFile`](crate::runtime::MemoryFile). Converting, planning with given
+//! statistics and quantizing hold a few rows at a time.
+//!
 //! * [`config`](Config), [`folder`](Folder): the files, checked.
 //! * [`Lazy`]: tensors as views of stored ones: transposed, cut, permuted, stacked.
 //! * [`families`]: one file a model family, which says what its tensors and parameters are called.

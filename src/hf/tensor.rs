@@ -33,6 +33,11 @@ enum Kind {
         inner: Box<Lazy>,
         f: fn(f32) -> f32,
     },
+    /// Columns divided by numbers of their own.
+    Divided {
+        inner: Box<Lazy>,
+        divisors: Arc<Vec<f32>>,
+    },
     Constant {
         shape: Vec<u64>,
         values: Arc<Vec<f32>>,
@@ -127,12 +132,36 @@ impl Lazy {
         })
     }
 
+    /// A matrix with each column divided by its Euclidean length plus 1e-7. The whole matrix is read now, a row
+    /// at a time.
+    ///
+    /// # Errors
+    /// It is no matrix or cannot be read.
+    pub fn normalize_columns(self) -> Result<Lazy> {
+        let [rows, cols] = self.shape()[..] else {
+            bail!("{}: is no matrix", self.describe());
+        };
+        let mut row = vec![0f32; cols as usize];
+        let mut squares = vec![0f64; cols as usize];
+        for i in 0..rows {
+            self.read(i * cols, &mut row)?;
+            for (sum, v) in squares.iter_mut().zip(&row) {
+                *sum += f64::from(*v).powi(2);
+            }
+        }
+        let divisors = squares.iter().map(|s| s.sqrt() as f32 + 1e-7).collect();
+        Ok(Lazy(Kind::Divided {
+            inner: Box::new(self),
+            divisors: Arc::new(divisors),
+        }))
+    }
+
     /// The shape, slowest dimension first.
     pub fn shape(&self) -> Vec<u64> {
         match &self.0 {
             Kind::View(v) => v.axes.iter().map(|a| axis_size(a)).collect(),
             Kind::Joined { shape, .. } | Kind::Constant { shape, .. } => shape.clone(),
-            Kind::Mapped { inner, .. } => inner.shape(),
+            Kind::Mapped { inner, .. } | Kind::Divided { inner, .. } => inner.shape(),
         }
     }
 
@@ -146,7 +175,7 @@ impl Lazy {
         match &self.0 {
             Kind::View(v) => Some(&v.stored),
             Kind::Joined { parts, .. } => parts.first()?.origin(),
-            Kind::Mapped { inner, .. } => inner.origin(),
+            Kind::Mapped { inner, .. } | Kind::Divided { inner, .. } => inner.origin(),
             Kind::Constant { .. } => None,
         }
     }
@@ -378,6 +407,13 @@ impl ReadAs<f32> for Lazy {
             Kind::Mapped { inner, f } => {
                 inner.read_as(start, out)?;
                 out.iter_mut().for_each(|v| *v = f(*v));
+                Ok(())
+            }
+            Kind::Divided { inner, divisors } => {
+                inner.read_as(start, out)?;
+                let first = start as usize % divisors.len().max(1);
+                let columns = divisors.iter().cycle().skip(first);
+                out.iter_mut().zip(columns).for_each(|(v, d)| *v /= d);
                 Ok(())
             }
             Kind::Constant { values, .. } => {

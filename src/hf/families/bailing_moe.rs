@@ -1,7 +1,7 @@
 //! Ling (Bailing-MoE), first and second generation. Written from llama.cpp's converter; no reference conversion
 //! is compared.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::{DEFAULT, Family, add_mtp_layers};
 use crate::hf::parameters::GATING_SIGMOID;
@@ -56,14 +56,9 @@ fn first_tensor(c: &mut Conversion, name: &str, tensor: Lazy) -> Result<()> {
         c.add_to_layer(name, "attn_k.weight", k.permute_rotary(kv_heads)?)?;
         return c.add_to_layer(name, "attn_v.weight", v);
     }
-    ensure!(
-        name != "lm_head.weight" || !c.config.flag("norm_head")?,
-        "{}",
-        c.config.error(
-            "norm_head",
-            "asks for a normalised output layer, which is not supported; convert the model with llama.cpp's convert_hf_to_gguf.py"
-        )
-    );
+    if name == "lm_head.weight" && c.config.flag("norm_head")? {
+        return c.add(name, tensor.normalize_columns()?);
+    }
     c.add(name, tensor)
 }
 
