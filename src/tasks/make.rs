@@ -110,7 +110,10 @@ pub fn make(documents: &[String], options: &MakeOptions) -> Result<Made> {
         !tasks.is_empty(),
         "the text gives no task: a document needs at least {} words, separated by spaces, that do not repeat; \
          give more text or ask for fewer words",
-        options.context_words + options.choices * options.continuation_words
+        options
+            .continuation_words
+            .saturating_mul(options.choices)
+            .saturating_add(options.context_words)
     );
     let mut gold_positions = vec![0; options.choices];
     for task in &tasks {
@@ -304,7 +307,11 @@ mod tests {
 
     /// Words that occur once each, some lines broken.
     fn numbered(words: usize) -> String {
-        (0..words)
+        numbered_from(0, words)
+    }
+
+    fn numbered_from(first: usize, words: usize) -> String {
+        (first..first + words)
             .map(|i| format!("w{i}{}", if i % 7 == 6 { "\n" } else { " " }))
             .collect()
     }
@@ -328,7 +335,11 @@ mod tests {
 
     #[test]
     fn tasks_keep_what_they_promise() {
-        let documents = [numbered(500), "too short".to_owned(), numbered(200)];
+        let documents = [
+            numbered(500),
+            "too short".to_owned(),
+            numbered_from(1000, 200),
+        ];
         let made = make(&documents, &options(None)).unwrap();
         assert_eq!(made.n_tasks, made.tasks.len());
         assert_eq!(made.documents, [2, 3]);

@@ -147,7 +147,7 @@ impl fmt::Display for TaskReport {
         if self.n_truncated > 0 {
             writeln!(
                 f,
-                "{} contexts were too long and lost their beginning",
+                "contexts too long, cut at their beginning: {}",
                 self.n_truncated
             )?;
         }

@@ -78,21 +78,25 @@ pub fn score(
             .map(|part| prepared[part.task].branches(part.choices.clone()))
             .collect();
         let logits = context.evaluate_branches(&trees)?;
-        let work: Vec<(usize, &[&[f32]], &[i32])> = batch
+        let work: Vec<Choice<'_>> = batch
             .iter()
             .zip(&trees)
             .zip(&logits)
             .flat_map(|((part, tree), rows)| {
                 rows.iter()
                     .zip(&tree.continuations)
-                    .map(|(r, c)| (part.task, r.as_slice(), *c))
+                    .map(|(rows, tokens)| Choice {
+                        task: part.task,
+                        rows,
+                        tokens,
+                    })
             })
             .collect();
         let likelihoods: Vec<f64> = work
             .par_iter()
-            .map(|(_, rows, tokens)| log_likelihood(rows, tokens))
+            .map(|c| log_likelihood(c.rows, c.tokens))
             .collect();
-        for ((task, _, _), value) in work.iter().zip(likelihoods) {
+        for (Choice { task, .. }, value) in work.iter().zip(likelihoods) {
             ensure!(
                 value.is_finite(),
                 "{}: the model computes no numbers for task {task} (log-likelihood {value}); the file is \
@@ -118,6 +122,13 @@ pub fn score(
         })
         .collect();
     Ok(TaskReport::new(results))
+}
+
+/// A choice and the rows of logits that predict its tokens.
+struct Choice<'c> {
+    task: usize,
+    rows: &'c [&'c [f32]],
+    tokens: &'c [i32],
 }
 
 /// Log-likelihood of `tokens`, nats, by the rows of logits that predict them.

@@ -109,6 +109,7 @@ pub fn write(path: &Path, tasks: &[Task], format: Format) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_CHOICES;
     use super::*;
 
     pub(super) fn task(context: &str, choices: &[&str], gold: usize) -> Task {
