@@ -141,7 +141,7 @@ fn weights_that_are_not_finite() {
             damaged[at..at + pattern.len()].copy_from_slice(pattern);
             fs::write(dir.path().join("m.gguf"), damaged).unwrap();
             // Once quantized, once copied.
-            let quantized = if tensor.ty == GgmlType::BF16 && at % 8 == 0 {
+            let quantized = if tensor.ty == GgmlType::BF16 && at.is_multiple_of(8) {
                 name
             } else {
                 "blk.1.attn_k.weight"
@@ -270,8 +270,8 @@ fn shards_that_are_missing_or_wrong() {
         all_refuse(case, path, first, "-of-0000");
         fs::write(&shards[1], &second).unwrap();
     }
-    for i in 1..n {
-        fs::remove_file(&shards[i]).unwrap();
+    for shard in &shards[1..] {
+        fs::remove_file(shard).unwrap();
     }
     all_refuse("alone", path, first, "missing");
 }
