@@ -1,10 +1,11 @@
 //! moqa: quantization of Mixture-of-Experts language models for llama.cpp.
 //!
 //! The modules read like the pipeline, and data flows one way:
-//! [`gguf`] (format) → [`model`] (what each tensor is) → [`analysis`] (what the data reaches, through
-//! [`runtime`]) → [`plan`] (a type for every tensor) → [`encode`] (the new file) → [`evaluate`].
-//! [`hf`] gives Hugging Face folders the form of a GGUF model. Beside the pipeline stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`]
-//! and [`units`].
+//! [`gguf`] (format; [`hf`] gives Hugging Face folders the form of a GGUF model) → [`model`] (what each tensor
+//! is) → [`analysis`] (what the data reaches, through [`runtime`]) → [`plan`] (a type for every tensor) →
+//! [`encode`] (the new file) → [`evaluate`] and [`tasks`] → [`report`].
+//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`] and
+//! [`units`].
 
 pub mod analysis;
 pub mod cli;
@@ -19,5 +20,7 @@ pub mod model;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod runtime;
+pub mod tasks;
 pub mod units;

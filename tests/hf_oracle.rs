@@ -32,10 +32,17 @@ const FAMILIES: &[(&str, bool)] = &[
 ];
 
 /// Models that llama.cpp refuses, the reference conversions as ours: it recognises DeepSeek-V2-Lite, which has no
-/// low-rank queries, by its number of layers, and wants as many key heads as query heads of dots.llm1.
-const NOT_RUN: &[&str] = &["deepseek_v2", "dots1"];
+/// low-rank queries, by its number of layers, and wants as many key heads as query heads of dots.llm1 and OLMoE.
+const NOT_RUN: &[&str] = &["deepseek_v2", "dots1", "olmoe"];
 
-/// Keys whose values differ, each with our value and the reason.
+/// A model that llama.cpp loads but ends the process on, the reference conversion as ours: with two layers, none
+/// attends globally, and the input for these has no buffer.
+const ABORTS: &str = "llama4_text";
+
+/// Reference conversions that llama.cpp refuses or ends the process on, for the reasons under [`DIFFERENCES`].
+const REFERENCE_FAILS: &[&str] = &["ernie4_5_moe", "minimax_m2"];
+
+/// Keys whose values differ or that are added, each with our value and the reason.
 const DIFFERENCES: &[(&str, &str, u32)] = &[
     // The reference divides the dense width by the number of key heads and gets 48, which is the shared experts'
     // width in the published models only; llama.cpp then refuses the tensors, whose width is 32.
@@ -44,6 +51,11 @@ const DIFFERENCES: &[(&str, &str, u32)] = &[
         "ernie4_5-moe.expert_shared_feed_forward_length",
         32,
     ),
+    // These families gate by a sigmoid. The published checkpoints say so in a field that transformers does not
+    // need and does not write; without the key llama.cpp takes a softmax or ends the process.
+    ("deepseek_v3", "deepseek2.expert_gating_func", 2),
+    ("dots1", "dots1.expert_gating_func", 2),
+    ("minimax_m2", "minimax-m2.expert_gating_func", 2),
 ];
 
 fn oracle(family: &str) -> PathBuf {
@@ -87,17 +99,28 @@ fn conversions_equal_those_of_llama_cpp() {
     for (family, bpe) in FAMILIES {
         let ours = convert(family, *bpe);
         let theirs = Gguf::open(oracle(family).join("reference-bf16.gguf")).unwrap();
-        for (key, value) in theirs.metadata.iter() {
-            let stated = DIFFERENCES
+        let ours_only = |key: &str| {
+            DIFFERENCES
                 .iter()
-                .find(|(f, k, _)| f == family && *k == key);
-            let expected = stated.map(|(.., v)| Value::U32(*v));
-            let expected = expected.as_ref().unwrap_or(value);
-            assert_eq!(ours.metadata.get(key), Some(expected), "{family}: {key}");
+                .find(|(f, k, _)| f == family && *k == key)
+        };
+        for (key, value) in ours.metadata.iter() {
+            match ours_only(key) {
+                Some((.., stated)) => {
+                    assert_eq!(*value, Value::U32(*stated), "{family}: {key}");
+                    assert_ne!(theirs.metadata.get(key), Some(value), "{family}: {key}");
+                }
+                None => assert_eq!(theirs.metadata.get(key), Some(value), "{family}: {key}"),
+            }
         }
-        // No key differs, is missing or is added, and the order is the same.
-        let keys =
-            |g: &Gguf| -> Vec<String> { g.metadata.iter().map(|(k, _)| k.to_owned()).collect() };
+        // No other key is missing or added, and the order is the same.
+        let keys = |g: &Gguf| -> Vec<String> {
+            g.metadata
+                .iter()
+                .map(|(k, _)| k.to_owned())
+                .filter(|k| ours_only(k).is_none())
+                .collect()
+        };
         assert_eq!(keys(&ours), keys(&theirs), "{family}");
         let specs = |g: &Gguf| -> Vec<_> { g.tensors.iter().map(|t| t.spec()).collect() };
         assert_eq!(specs(&ours), specs(&theirs), "{family}");
@@ -207,17 +230,24 @@ fn logits_are_as_close_as_the_references() {
     for (family, bpe) in FAMILIES {
         let ours = convert(family, *bpe);
         let options = ModelOptions::default();
+        if *family == ABORTS {
+            continue;
+        }
         let ours = Model::load_source(&ours, &options);
         if NOT_RUN.contains(family) {
             let theirs = Model::load(&oracle(family).join("reference-bf16.gguf"), &options);
             assert!(ours.is_err() && theirs.is_err());
             continue;
         }
-        let ours = ours.unwrap();
-        let theirs = Model::load(&oracle(family).join("reference-bf16.gguf"), &options);
-        let a = distance(&ours, family);
-        let b = theirs.map_or(f64::INFINITY, |m| distance(&m, family));
-        assert!(a <= b, "{family}: {a} against {b}");
+        let a = distance(&ours.unwrap(), family);
+        if REFERENCE_FAILS.contains(family) {
+            eprintln!("{family}: {a:.3e}");
+        } else {
+            let theirs = Model::load(&oracle(family).join("reference-bf16.gguf"), &options);
+            let b = distance(&theirs.unwrap(), family);
+            eprintln!("{family}: {a:.3e}, reference {b:.3e}");
+            assert!(a <= b, "{family}: {a} against {b}");
+        }
         // The figure says something: logits of another sequence of tokens are much farther away.
         let (_, logits) = hf_logits(family);
         let n = logits[0].len() as f64;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 
-use super::stats::{Analysis, RouterStats, WeightStats};
+use super::stats::{Analysis, Coactivation, RouterStats, WeightStats};
 use crate::progress::Progress;
 use crate::runtime::{Context, ContextOptions, Model, Node, Observer};
 
@@ -72,6 +72,7 @@ impl Sums {
 struct Collector {
     weights: BTreeMap<String, Sums>,
     routers: BTreeMap<usize, RouterStats>,
+    coactivation: BTreeMap<usize, Coactivation>,
     /// Gate weights of the layer being computed, `n_used` a token: the latest `ffn_moe_weights*` node.
     gates: Option<(usize, Vec<f32>)>,
     problem: Option<String>,
@@ -232,6 +233,19 @@ impl Collector {
                 router.gate_mass_sq[e] += gate * gate;
             }
         }
+        let together = self
+            .coactivation
+            .entry(layer)
+            .or_insert_with(|| Coactivation::new(routed.len()));
+        for token in 0..n_tokens {
+            let experts: Vec<usize> = ids
+                .row_i32(token, 0, 0)
+                .into_iter()
+                .flatten()
+                .map(|&id| id as usize)
+                .collect();
+            together.add(&experts);
+        }
         router.tokens += n_tokens as f64;
         // The layer's other projections see the same routing.
         self.gates = None;
@@ -278,6 +292,7 @@ impl Collector {
     fn finish(self, n_chunks: usize, n_ctx: usize) -> Result<Analysis> {
         let mut analysis = Analysis {
             routers: self.routers,
+            coactivation: self.coactivation,
             ..Analysis::default()
         };
         analysis.origin.n_chunks = n_chunks;

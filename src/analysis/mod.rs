@@ -14,6 +14,6 @@ pub use collect::{CollectOptions, collect};
 pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
-pub use stats::{Analysis, Domain, Origin, RouterStats, WeightStats};
+pub use stats::{Analysis, Coactivation, Domain, Origin, RouterStats, WeightStats};
 pub use store::{digest, load, save};
 pub use text::{Corpus, TextPath, chunk_tokens};

@@ -278,6 +278,34 @@ pub struct Domain {
     pub routers: BTreeMap<usize, RouterStats>,
 }
 
+/// Which experts of a layer tokens are sent to together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Coactivation {
+    /// Experts of the layer.
+    pub n_expert: usize,
+    /// Tokens sent to both experts, `n_expert x n_expert`, symmetric; the diagonal holds those sent to each.
+    pub counts: Vec<f64>,
+}
+
+impl Coactivation {
+    /// Nothing seen yet.
+    pub fn new(n_expert: usize) -> Self {
+        Self {
+            n_expert,
+            counts: vec![0.0; n_expert * n_expert],
+        }
+    }
+
+    /// Counts a token that was sent to `experts`.
+    pub fn add(&mut self, experts: &[usize]) {
+        for &a in experts {
+            for &b in experts {
+                self.counts[a * self.n_expert + b] += 1.0;
+            }
+        }
+    }
+}
+
 /// Everything measured about a model on a calibration text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Analysis {
@@ -287,6 +315,8 @@ pub struct Analysis {
     pub weights: BTreeMap<String, WeightStats>,
     /// By layer, all domains together.
     pub routers: BTreeMap<usize, RouterStats>,
+    /// Which experts fire together, by layer.
+    pub coactivation: BTreeMap<usize, Coactivation>,
     /// What the routers did with each domain's text.
     pub domains: Vec<Domain>,
     /// Relative output errors of tensors in types.
@@ -406,6 +436,19 @@ impl Analysis {
             }
         }
         merge_routers(&mut self.routers, &other.routers)?;
+        for (layer, theirs) in &other.coactivation {
+            match self.coactivation.get_mut(layer) {
+                Some(ours) if ours.n_expert == theirs.n_expert => {
+                    add(&mut ours.counts, &theirs.counts)
+                }
+                Some(_) => {
+                    anyhow::bail!("co-activation of layer {layer}: the numbers of experts differ")
+                }
+                None => {
+                    self.coactivation.insert(*layer, theirs.clone());
+                }
+            }
+        }
         for theirs in &other.domains {
             match self.domains.iter_mut().find(|d| d.name == theirs.name) {
                 Some(ours) => merge_routers(&mut ours.routers, &theirs.routers)?,

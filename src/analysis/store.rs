@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
 use super::sensitivity::Probe;
-use super::stats::{Analysis, Domain, RouterStats};
+use super::stats::{Analysis, Coactivation, Domain, RouterStats};
 use crate::gguf::{
     Array, DEFAULT_VERSION, GStringArray, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape,
     TensorSpec, Value,
@@ -39,6 +39,8 @@ const KEY_N_CHUNKS: &str = "moqa.origin.n_chunks";
 const KEY_ROUTERS: &str = "moqa.routers";
 /// Measured effects on the output: mean KL divergence in nats.
 const PROBES: &str = "moqa.probes";
+/// Tokens sent to each pair of experts, [n_expert, n_expert].
+const TOGETHER: &str = "together";
 /// Labels of the domains; their routers are under `moqa.domain.N`.
 const KEY_DOMAINS: &str = "moqa.domains";
 /// Relative output errors.
@@ -157,6 +159,14 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
             });
         }
     }
+    for (layer, c) in &analysis.coactivation {
+        specs.push(TensorSpec {
+            name: router_name(*layer, TOGETHER),
+            dims: Shape::new(&[c.n_expert as u64, c.n_expert as u64])
+                .context("two dimensions are always possible")?,
+            ty: GgmlType::F64,
+        });
+    }
     let layout = GgufLayout::new(&meta, specs, DEFAULT_VERSION)?;
     let mut writer = GgufWriter::new(out, &layout)?;
     for (name, w) in &analysis.weights {
@@ -166,6 +176,9 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         for (what, values) in router_parts(r) {
             writer.write_tensor(&router_name(*layer, what), &f64_bytes(values))?;
         }
+    }
+    for (layer, c) in &analysis.coactivation {
+        writer.write_tensor(&router_name(*layer, TOGETHER), &f64_bytes(&c.counts))?;
     }
     writer.finish()?;
     Ok(())
@@ -555,12 +568,29 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
     }
     analysis.errors = errors(meta).context(ADVICE)?;
 
+    for layer in analysis.routers.keys() {
+        let name = router_name(*layer, TOGETHER);
+        if let Some(tensor) = gguf.tensor(&name) {
+            let counts = imatrix::read_f64(gguf, tensor)?;
+            let n_expert = tensor.ne(0) as usize;
+            ensure!(
+                n_expert.checked_mul(n_expert) == Some(counts.len())
+                    && counts.iter().all(|c| c.is_finite() && *c >= 0.0),
+                "tensor {name}: not a table of tokens by pairs of experts; {ADVICE}"
+            );
+            analysis
+                .coactivation
+                .insert(*layer, Coactivation { n_expert, counts });
+        }
+    }
+
     let expected: usize = analysis
         .weights
         .values()
         .map(|w| 2 + usize::from(!w.sum.is_empty()))
         .sum::<usize>()
-        + 3 * analysis.routers.len();
+        + 3 * analysis.routers.len()
+        + analysis.coactivation.len();
     ensure!(
         expected == gguf.tensors.len(),
         "{} tensors, of which {expected} belong to an analysis; {ADVICE}",

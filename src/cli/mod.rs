@@ -1,13 +1,16 @@
 //! The command line.
 
 mod analyze;
+mod compare;
 mod convert;
 mod eval;
 mod inspect;
 mod plan;
 mod quantize;
+mod report;
 mod simulate;
 mod steps;
+mod tasks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,12 +80,15 @@ enum Command {
     Analyze(analyze::AnalyzeArgs),
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
+    Compare(compare::CompareArgs),
+    Report(report::ReportArgs),
     Simulate(simulate::SimulateArgs),
     Eval(eval::EvalArgs),
+    Tasks(tasks::TasksArgs),
 }
 
 /// How a Hugging Face folder is read.
-#[derive(Args, Clone)]
+#[derive(Args, Clone, Default)]
 struct FolderArgs {
     /// Type of the large tensors of a folder: bf16, f16, f32, q8_0, or auto for the checkpoint's own
     #[arg(long, value_name = "TYPE", default_value = "auto")]
@@ -173,6 +179,13 @@ fn parse_weight(text: &str) -> Result<(String, f64), String> {
 }
 
 impl StrategyArgs {
+    /// The same with a type for each expert.
+    fn per_expert(mut self) -> Self {
+        self.strategy.retain(|s| *s != StrategyName::UniformExperts);
+        self.strategy.push(StrategyName::PerExpert);
+        self
+    }
+
     fn granularity(&self) -> Result<Granularity> {
         let has = |name| self.strategy.contains(&name);
         match (
@@ -294,8 +307,11 @@ pub fn main() -> ExitCode {
             Command::Analyze(args) => analyze::run(args, &cli.global),
             Command::Plan(args) => plan::run(args, &cli.global),
             Command::Inspect(args) => inspect::run(args, &cli.global),
+            Command::Compare(args) => compare::run(args, &cli.global),
+            Command::Report(args) => report::run(args, &cli.global),
             Command::Simulate(args) => simulate::run(args, &cli.global),
             Command::Eval(args) => eval::run(args, &cli.global),
+            Command::Tasks(args) => tasks::run(args, &cli.global),
         }
     });
     match result {

@@ -76,7 +76,7 @@ pub(super) fn convert(
         experts: BTreeMap::new(),
         kept: BTreeMap::new(),
     };
-    (family.extra)(&mut c)?;
+    (family.extra)(&mut c, &folder)?;
     for stored in &folder.tensors {
         let Some(name) = canonical(&stored.name) else {
             continue;
@@ -168,6 +168,18 @@ impl Conversion {
         self.n_layer = self.n_layer.saturating_add(n);
     }
 
+    /// States how many layers predict further tokens, if there are any.
+    ///
+    /// # Errors
+    /// The number of layers is not stated.
+    pub fn set_mtp_layers(&mut self) -> Result<()> {
+        let extra = self.n_layer.saturating_sub(self.config.n_layer()?);
+        if extra > 0 {
+            self.set("nextn_predict_layers", extra);
+        }
+        Ok(())
+    }
+
     /// The value of `general.file_type`.
     pub(super) fn file_type(&self) -> u32 {
         // A checkpoint with MXFP4 experts is named by these, as long as no narrower type was asked for.
@@ -186,6 +198,12 @@ impl Conversion {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let key = format!("{}.{key}", self.family.arch);
         self.metadata.set(key, value);
+    }
+
+    /// Whether a key of the model's architecture is set.
+    pub fn is_set(&self, key: &str) -> bool {
+        self.metadata
+            .contains(&format!("{}.{key}", self.family.arch))
     }
 
     /// Sets a key as it is.
@@ -251,10 +269,13 @@ impl Conversion {
     /// # Errors
     /// The family has none.
     fn gguf_name(&self, name: &HfName<'_>) -> Result<String> {
-        let common = if name.layer.is_some() { LAYER } else { TOP };
-        let found = (self.family.names.iter().chain(common))
-            .find(|(module, _)| *module == name.module)
-            .map(|(_, gguf)| *gguf);
+        // A layer may have an embedding of its own; outside of layers the common names stand.
+        let found = match name.layer {
+            Some(_) => self.family.names.iter().chain(LAYER),
+            None => TOP.iter().chain(self.family.names),
+        }
+        .find(|(module, _)| *module == name.module)
+        .map(|(_, gguf)| *gguf);
         let Some(gguf) = found else {
             bail!(
                 "is not known in a {} model; the checkpoint is damaged or of a newer kind",

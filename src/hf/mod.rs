@@ -112,7 +112,7 @@ pub fn open(dir: &Path, options: &Options) -> Result<Converted> {
     };
     if let Err(e) = Model::load_source(&converted.gguf, &check) {
         let text = format!("{e:#}");
-        if ["missing tensor", "wrong number of tensors"]
+        if ["missing tensor", "' not found", "wrong number of tensors"]
             .iter()
             .any(|w| text.contains(w))
         {

@@ -113,6 +113,14 @@ impl Conversion {
         Ok(())
     }
 
+    /// Sets the gating function where `config.json` leaves it out because the family has only this one. Without
+    /// the key llama.cpp would take another function, or end the process.
+    pub(super) fn gate_by_default(&mut self, function: u32) {
+        if !self.is_set("expert_gating_func") {
+            self.set("expert_gating_func", function);
+        }
+    }
+
     /// Sets each key from the first of its fields that is present: a size, or one a layer.
     fn set_sizes(&mut self, keys: &[(&str, &[&str])]) -> Result<()> {
         for (key, fields) in keys {

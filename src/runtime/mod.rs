@@ -15,7 +15,7 @@ mod preset;
 mod weights;
 
 pub(crate) use abort::end_on_abort;
-pub use context::{Context, ContextOptions};
+pub use context::{Branches, Context, ContextOptions};
 pub use cpu::cpu_features_missing;
 pub use graph::{Node, Observer};
 pub use log::recent_messages;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{DEFAULT, Family};
+use crate::hf::parameters::GATING_SIGMOID;
 use crate::hf::{Conversion, Lazy};
 
 pub(super) static FAMILY: Family = Family {
@@ -54,6 +55,9 @@ fn parameters(c: &mut Conversion) -> Result<()> {
         c.config.set("rms_norm_eps", 1e-6);
     }
     c.base_parameters()?;
+    if c.config.architecture()? == "DeepseekV3ForCausalLM" {
+        c.gate_by_default(GATING_SIGMOID);
+    }
     let has_experts = c.config.get("n_routed_experts").is_some();
     let dense = match c.config.opt_u32("first_k_dense_replace")? {
         Some(n) => n,

@@ -1,6 +1,7 @@
 //! dots.llm1.
 
 use super::{DEFAULT, Family, qwen2_moe};
+use crate::hf::parameters::GATING_SIGMOID;
 
 pub(super) static FAMILY: Family = Family {
     architectures: &["Dots1ForCausalLM"],
@@ -8,6 +9,7 @@ pub(super) static FAMILY: Family = Family {
     tensor: qwen2_moe::tensor,
     parameters: |c| {
         qwen2_moe::parameters(c)?;
+        c.gate_by_default(GATING_SIGMOID);
         let (dense, shared) = (
             c.config.u32("first_k_dense_replace")?,
             c.config.u32("n_shared_experts")?,

@@ -13,7 +13,7 @@ pub(super) static FAMILY: Family = Family {
         ("block_sparse_moe.output_linear", "ffn_down_exps"),
         ("shared_mlp.output_linear", "ffn_down_shexp"),
     ],
-    extra: mixtral::add_rope_factors,
+    extra: |c, _| mixtral::add_rope_factors(c),
     tensor,
     parameters,
     ..DEFAULT

@@ -18,7 +18,7 @@ pub(super) static FAMILY: Family = Family {
         ("feed_forward.shared_expert.down_proj", "ffn_down_shexp"),
     ],
     prepare,
-    extra: mixtral::add_rope_factors,
+    extra: |c, _| mixtral::add_rope_factors(c),
     tensor,
     parameters,
     ..DEFAULT

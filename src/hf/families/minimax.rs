@@ -1,6 +1,7 @@
 //! MiniMax-M2.
 
 use super::{DEFAULT, Family, NUMBERED};
+use crate::hf::parameters::GATING_SIGMOID;
 
 pub(super) static FAMILY: Family = Family {
     architectures: &["MiniMaxM2ForCausalLM"],
@@ -12,6 +13,7 @@ pub(super) static FAMILY: Family = Family {
     expert_order: NUMBERED,
     parameters: |c| {
         c.base_parameters()?;
+        c.gate_by_default(GATING_SIGMOID);
         let (width, rope_dims) = (
             c.config.u32("intermediate_size")?,
             c.config.u32("rotary_dim")?,

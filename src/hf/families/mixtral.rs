@@ -10,7 +10,7 @@ pub(super) static FAMILY: Family = Family {
     arch: "llama",
     names: &[("block_sparse_moe.gate", "ffn_gate_inp")],
     expert_order: NUMBERED,
-    extra: add_rope_factors,
+    extra: |c, _| add_rope_factors(c),
     tensor,
     parameters,
     ..DEFAULT

@@ -1,0 +1,314 @@
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use super::report::{REPORT_VERSION, describe_analysis, describe_model};
+use super::{BudgetArgs, DataArgs, Global, StrategyArgs, steps};
+use crate::analysis::{Corpus, Importance, TextPath, Unreached, chunk_tokens};
+use crate::encode::{EncodeOptions, encode, output_metadata, simulate};
+use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, LogitsWriter, Reference, evaluate};
+use crate::gguf::GgmlType;
+use crate::output::{check_writable, write_file};
+use crate::plan::Plan;
+use crate::report::{CurvePoint, PointKind, ReportData, render};
+use crate::runtime::{Model, ModelOptions, Preset, write_preset};
+
+/// Compare our plans with llama.cpp's presets at no more bytes
+///
+/// The presets are made by libllama's own quantize function with the same importance data.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  moqa compare model.gguf --budgets Q3_K_M,Q4_K_M --text calibration/ --eval-text held-out/ --html report.html"
+)]
+pub(super) struct CompareArgs {
+    /// The model (GGUF, of a split model the first file)
+    model: PathBuf,
+    /// Presets to compare with
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "Q2_K,IQ3_XXS,Q3_K_M,IQ4_XS,Q4_K_M"
+    )]
+    budgets: Vec<Preset>,
+    /// Text to evaluate on, which should not be the calibration text
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    eval_text: Vec<TextPath>,
+    /// Evaluate at most this many chunks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    eval_chunks: Option<u32>,
+    /// Also plan a type for each expert, and measure that plan simulated
+    #[arg(long)]
+    per_expert: bool,
+    /// Write a report (HTML)
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Keep the quantized files in this folder
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    #[command(flatten)]
+    strategy: StrategyArgs,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// What all measurements of a comparison share.
+struct Bench<'a> {
+    source: &'a steps::Source,
+    importance: &'a Importance,
+    logits: PathBuf,
+    folder: &'a Path,
+    global: &'a Global,
+}
+
+pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
+    let progress = global.progress();
+    let source = steps::open(&args.model, &Default::default(), global)?;
+    if let Some(path) = &args.html {
+        check_writable(path)?;
+    }
+    let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let folder = args.keep.as_deref().unwrap_or(temporary.path());
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("{}: cannot make this folder", folder.display()))?;
+
+    let mut analysis = steps::analysis(&source, &args.data, true, global)?;
+    steps::report_unreached(&analysis, global);
+    let importance = Importance::new(&analysis, Unreached::default());
+    let bench = Bench {
+        source: &source,
+        importance: &importance,
+        logits: temporary.path().join("reference.logits"),
+        folder,
+        global,
+    };
+    let chunks = {
+        let reference = steps::load(
+            &source.gguf,
+            &ModelOptions {
+                repack: true,
+                ..ModelOptions::default()
+            },
+        )?;
+        let text = Corpus::read(&args.eval_text)?.concatenated();
+        let mut chunks = chunk_tokens(reference.vocab(), &text, args.data.ctx as usize)?;
+        chunks.truncate(args.eval_chunks.unwrap_or(u32::MAX) as usize);
+        let mut writer =
+            LogitsWriter::create(&bench.logits, reference.vocab().n_tokens(), &chunks)?;
+        let options = EvalOptions {
+            n_threads: global.n_threads(),
+        };
+        evaluate(
+            &reference,
+            &chunks,
+            Reference::None,
+            Some(&mut writer),
+            &options,
+            &progress,
+        )?;
+        writer.finish()?;
+        chunks
+    };
+
+    let mut points = Vec::new();
+    let mut last_plan = None;
+    for &preset in &args.budgets {
+        progress.note(format!("budget of {preset}"));
+        points.push(bench.preset(preset, &chunks)?);
+        let budget = BudgetArgs {
+            bpw: None,
+            size: None,
+            like: Some(preset),
+        };
+        let plan = steps::plan(&source, &mut analysis, &budget, &args.strategy, global)?;
+        if plan.expert_types().is_empty() {
+            points.push(bench.plan(preset, &plan, PointKind::Moqa, &chunks)?);
+        }
+        if args.per_expert {
+            let strategy = args.strategy.clone().per_expert();
+            let plan = steps::plan(&source, &mut analysis, &budget, &strategy, global)?;
+            points.push(bench.plan(preset, &plan, PointKind::MoqaPerExpert, &chunks)?);
+        }
+        last_plan = Some(plan);
+    }
+    let data = ReportData {
+        title: format!("{} against llama.cpp's presets", args.model.display()),
+        model: describe_model(&source),
+        generated_by: REPORT_VERSION.to_owned(),
+        curve: Some(points.clone()),
+        ..describe_analysis(&source, &analysis, last_plan.as_ref())
+    };
+    if let Some(path) = &args.html {
+        write_file(path, render(&data).as_bytes())?;
+    }
+    global.print(&data.curve, || table(&points))
+}
+
+impl Bench<'_> {
+    fn preset(&self, preset: Preset, chunks: &[Vec<i32>]) -> Result<CurvePoint> {
+        let file = self.folder.join(format!("preset-{preset}.gguf"));
+        let started = Instant::now();
+        let importance = self.importance.to_llama();
+        let data = (!importance.is_empty()).then_some(&importance);
+        let source = self.source.gguf.paths()[0];
+        write_preset(
+            source,
+            &file,
+            preset,
+            self.global.n_threads(),
+            data,
+            &[],
+            false,
+        )?;
+        let seconds = started.elapsed().as_secs_f64();
+        let bytes = std::fs::metadata(&file).map(|m| m.len()).unwrap_or(0);
+        self.measure(&file, preset, PointKind::Preset, bytes, seconds, chunks)
+    }
+
+    fn plan(
+        &self,
+        preset: Preset,
+        plan: &Plan,
+        kind: PointKind,
+        chunks: &[Vec<i32>],
+    ) -> Result<CurvePoint> {
+        let gguf = &self.source.gguf;
+        let options = EncodeOptions {
+            n_threads: self.global.n_threads(),
+            split_max_bytes: None,
+        };
+        let progress = self.global.progress();
+        if kind == PointKind::MoqaPerExpert {
+            let file = self.folder.join(format!("simulated-{preset}.gguf"));
+            let out = GgmlType::F16;
+            let kept = plan.types().into_keys().map(|name| (name, out)).collect();
+            let metadata = output_metadata(gguf, &kept, &[]);
+            let written = simulate(
+                gguf,
+                &metadata,
+                plan,
+                out,
+                self.importance,
+                &file,
+                &options,
+                &progress,
+            )?;
+            return self.measure(
+                &file,
+                preset,
+                kind,
+                plan.file_bytes,
+                written.seconds,
+                chunks,
+            );
+        }
+        let file = self.folder.join(format!("moqa-{preset}.gguf"));
+        let types = plan.types();
+        let records = steps::records(
+            self.source,
+            &steps::plan_digest(&types),
+            &plan.analysis_digest,
+        );
+        let metadata = output_metadata(gguf, &types, &records);
+        let written = encode(
+            gguf,
+            &metadata,
+            &types,
+            self.importance,
+            &file,
+            &options,
+            &progress,
+        )?;
+        self.measure(&file, preset, kind, written.bytes, written.seconds, chunks)
+    }
+
+    fn measure(
+        &self,
+        file: &Path,
+        preset: Preset,
+        kind: PointKind,
+        bytes: u64,
+        quantize_seconds: f64,
+        chunks: &[Vec<i32>],
+    ) -> Result<CurvePoint> {
+        let model = Model::load(
+            file,
+            &ModelOptions {
+                repack: true,
+                ..ModelOptions::default()
+            },
+        )?;
+        let mut reference = LogitsReader::open(&self.logits)?;
+        let options = EvalOptions {
+            n_threads: self.global.n_threads(),
+        };
+        let started = Instant::now();
+        let report = evaluate(
+            &model,
+            chunks,
+            Reference::File(&mut reference),
+            None,
+            &options,
+            &self.global.progress(),
+        )?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens: usize = chunks.iter().map(Vec::len).sum();
+        let weights: u64 = self.source.gguf.tensors.iter().map(|t| t.n_elems()).sum();
+        let mut point = point(&report)?;
+        point.label = match kind {
+            PointKind::Preset => preset.to_string(),
+            PointKind::Moqa => format!("moqa ≤ {preset}"),
+            PointKind::MoqaPerExpert => format!("moqa per expert ≤ {preset}"),
+        };
+        point.kind = kind;
+        point.budget = Some(preset.to_string());
+        point.bytes = bytes;
+        point.bpw = bytes as f64 * 8.0 / weights.max(1) as f64;
+        point.quantize_seconds = Some(quantize_seconds);
+        // A simulated file is in floats: its speed says nothing about the plan.
+        point.tokens_per_second =
+            (kind != PointKind::MoqaPerExpert).then(|| tokens as f64 / seconds.max(1e-9));
+        Ok(point)
+    }
+}
+
+fn point(report: &EvalReport) -> Result<CurvePoint> {
+    let d = report.divergence.as_ref();
+    ensure!(d.is_some(), "the evaluation had no reference");
+    let d = d.cloned().unwrap_or_default();
+    Ok(CurvePoint {
+        kld: d.mean_kld.value,
+        kld_error: d.mean_kld.error,
+        ppl: report.perplexity.value,
+        ppl_ratio: d.perplexity_ratio.value,
+        same_top: d.same_top.value,
+        ..CurvePoint::default()
+    })
+}
+
+fn table(points: &[CurvePoint]) -> String {
+    let mut s = format!(
+        "{:<28} {:>12} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n",
+        "file", "bytes", "KLD", "ratio", "PPL x", "top %", "quant s", "tokens/s"
+    );
+    for p in points {
+        let preset = points
+            .iter()
+            .find(|q| q.kind == PointKind::Preset && q.budget == p.budget);
+        let ratio = preset.map_or(f64::NAN, |q| p.kld / q.kld);
+        s += &format!(
+            "{:<28} {:>12} {:>10.6} {:>8.3} {:>8.4} {:>7.2} {:>7.1} {:>9}\n",
+            p.label,
+            p.bytes,
+            p.kld,
+            ratio,
+            p.ppl_ratio,
+            p.same_top * 100.0,
+            p.quantize_seconds.unwrap_or(f64::NAN),
+            p.tokens_per_second
+                .map_or("-".to_owned(), |t| format!("{t:.0}"))
+        );
+    }
+    s
+}
