@@ -46,10 +46,10 @@ fn random_flips_in_the_header() {
             damaged[random.below(end)] ^= 1 + random.below(255) as u8;
         }
         fs::write(dir.join("m.gguf"), damaged).unwrap();
-        // All are inspected; those that pass go to llama.cpp, by one command or another.
+        // All are inspected; of those that pass, half go to llama.cpp, by one command or another.
         let case = format!("flips {i}");
         let outcome = attempt(&case, dir, &["inspect", "m.gguf"], None);
-        if outcome.status.success() {
+        if outcome.status.success() && i % 2 == 0 {
             let commands = commands("m.gguf");
             let which = [1, 1, 1, 1, 2, 2, 2, 3, 4][i % 9];
             let (args, output) = &commands[which];
