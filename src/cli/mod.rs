@@ -292,6 +292,7 @@ impl BudgetArgs {
 }
 
 /// Runs the program on the process's arguments. Exit code 0, 1 for a failure, 2 for arguments that cannot be.
+/// An interrupt ends it with 128 plus the signal's number (see [`crate::exit`]).
 pub fn main() -> ExitCode {
     let installed = crate::exit::install();
     crate::runtime::end_on_abort();

@@ -3,11 +3,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::Global;
+use super::{Global, steps};
 use crate::analysis::{Corpus, TextPath};
 use crate::gguf::Gguf;
 use crate::output::{refuse_overwriting, write_file};
-use crate::runtime::{Model, ModelOptions};
+use crate::runtime::ModelOptions;
 use crate::tasks::{
     Format, MakeOptions, Task, TaskOptions, TaskReport, TaskResult, compare, make, read, score,
     write,
@@ -180,14 +180,11 @@ fn run_score(args: &RunArgs, global: &Global) -> Result<()> {
 }
 
 fn score_file(path: &Path, tasks: &[Task], args: &RunArgs, global: &Global) -> Result<TaskReport> {
-    let gguf = Gguf::open(path)?;
-    let model = Model::load(
-        gguf.paths()[0],
-        &ModelOptions {
-            repack: true,
-            ..ModelOptions::default()
-        },
-    )?;
+    let load = ModelOptions {
+        repack: true,
+        ..ModelOptions::default()
+    };
+    let model = steps::load(&Gguf::open(path)?, &load)?;
     let options = TaskOptions {
         n_threads: global.n_threads(),
         n_ctx: match model.n_ctx_train() {

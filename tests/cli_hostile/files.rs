@@ -46,10 +46,10 @@ fn random_flips_in_the_header() {
             damaged[random.below(end)] ^= 1 + random.below(255) as u8;
         }
         fs::write(dir.join("m.gguf"), damaged).unwrap();
-        // All are inspected; those that pass go to llama.cpp, by one command or another.
+        // All are inspected; of those that pass, half go to llama.cpp, by one command or another.
         let case = format!("flips {i}");
         let outcome = attempt(&case, dir, &["inspect", "m.gguf"], None);
-        if outcome.status.success() {
+        if outcome.status.success() && i % 2 == 0 {
             let commands = commands("m.gguf");
             let which = [1, 1, 1, 1, 2, 2, 2, 3, 4][i % 9];
             let (args, output) = &commands[which];
@@ -141,7 +141,7 @@ fn weights_that_are_not_finite() {
             damaged[at..at + pattern.len()].copy_from_slice(pattern);
             fs::write(dir.path().join("m.gguf"), damaged).unwrap();
             // Once quantized, once copied.
-            let quantized = if tensor.ty == GgmlType::BF16 && at % 8 == 0 {
+            let quantized = if tensor.ty == GgmlType::BF16 && at.is_multiple_of(8) {
                 name
             } else {
                 "blk.1.attn_k.weight"
@@ -270,8 +270,8 @@ fn shards_that_are_missing_or_wrong() {
         all_refuse(case, path, first, "-of-0000");
         fs::write(&shards[1], &second).unwrap();
     }
-    for i in 1..n {
-        fs::remove_file(&shards[i]).unwrap();
+    for shard in &shards[1..] {
+        fs::remove_file(shard).unwrap();
     }
     all_refuse("alone", path, first, "missing");
 }
