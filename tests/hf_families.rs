@@ -34,6 +34,7 @@ fn logits(gguf: &Gguf) -> Vec<f32> {
         n_ctx: 16,
         n_seq: 1,
         n_threads: 1,
+        observable: false,
     };
     let mut context = Context::new(&model, options).unwrap();
     let tokens: Vec<i32> = (0..16).map(|i| (i * 31 + 7) % 512).collect();

@@ -140,6 +140,7 @@ fn shards_and_wide_rows_give_the_same_bytes() {
         GgmlType::BF16
     );
     let choice = |name: &str, ty| TensorChoice {
+        experts: Vec::new(),
         name: name.to_owned(),
         ty,
         bytes: 0,
@@ -331,6 +332,7 @@ fn a_large_folder_is_quantized_in_bounded_memory() {
 
     let experts = ["gate", "up", "down"].into_iter().flat_map(|part| {
         (0..LAYERS).map(move |layer| TensorChoice {
+            experts: Vec::new(),
             name: format!("blk.{layer}.ffn_{part}_exps.weight"),
             ty: GgmlType::Q4_0,
             bytes: 0,
