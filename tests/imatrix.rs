@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use moqa::analysis::{Analysis, Probe, RouterStats, WeightStats, digest, imatrix, load, save};
+use moqa::analysis::{
+    Analysis, Coactivation, Domain, Probe, RouterStats, TensorErrors, WeightStats, digest, imatrix,
+    load, save,
+};
 use moqa::gguf::{
     DEFAULT_VERSION, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape, TensorSpec, Value,
 };
@@ -69,17 +72,36 @@ fn analysis() -> Analysis {
     router.counts = vec![700.0, 0.0, 2884.0];
     router.gate_mass = vec![1.0 / 3.0, 0.0, -0.1];
     router.gate_mass_sq = vec![1e-300, 0.0, std::f64::consts::PI];
+    let of_domain = |name: &str| Domain {
+        name: name.into(),
+        routers: [(0, router.clone()), (11, router.clone())].into(),
+    };
+    a.domains = vec![of_domain("code"), of_domain("prose")];
+    let mut together = Coactivation::new(3);
+    together.add(&[0, 2]);
+    a.coactivation.insert(11, together);
+    let errors = TensorErrors {
+        energy: vec![1.0, 1e-300, 0.1 + 0.2],
+        by_type: [
+            (GgmlType::Q4_K, vec![0.01, 0.02, 0.03]),
+            (GgmlType::IQ2_XS, vec![0.1, 0.2, 0.3]),
+        ]
+        .into(),
+    };
+    a.errors.insert("blk.0.ffn_up_exps.weight", errors);
     a.routers.insert(0, router.clone());
     a.routers.insert(11, router);
     a.probes.push(Probe {
         tensor: "blk.0.attn_q.weight".into(),
         ty: GgmlType::IQ2_XXS,
         kld: 0.1 + 0.2,
+        by_domain: vec![0.25, 0.5],
     });
     a.probes.push(Probe {
         tensor: "blk.0.attn_q.weight".into(),
         ty: GgmlType::Q4_K,
         kld: 0.0,
+        by_domain: vec![0.0, 1e-9],
     });
     a
 }
@@ -89,6 +111,9 @@ fn as_imatrix(mut a: Analysis) -> Analysis {
     a.origin.architecture.clear();
     a.origin.model_digest.clear();
     a.routers.clear();
+    a.domains.clear();
+    a.coactivation.clear();
+    a.errors = Default::default();
     a.probes.clear();
     for w in a.weights.values_mut() {
         w.counts.iter_mut().for_each(|c| *c = f64::from(*c as f32));
@@ -245,8 +270,8 @@ fn a_moqa_file_that_contradicts_itself_is_refused() {
         );
     }
     for tensor in Gguf::open(&path).unwrap().tensors {
-        // Plain sums may be absent.
-        if !tensor.name.ends_with(".in_sum") {
+        // Plain sums and co-activation may be absent.
+        if !tensor.name.ends_with(".in_sum") && !tensor.name.ends_with(".together") {
             let stem = tensor.name.rsplit_once('.').unwrap().0;
             refused(rewritten(&path, |_| (), |n| n != tensor.name), stem);
         }

@@ -5,7 +5,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{lab_model, moqa, moqa_ok, s};
-use moqa::analysis::Corpus;
+use moqa::analysis::{Corpus, TextPath};
 use moqa::metrics::log_sum_exp;
 use moqa::progress::Progress;
 use moqa::runtime::{Branches, Context, ContextOptions, Model, ModelOptions};
@@ -28,7 +28,13 @@ fn model() -> Model {
 
 /// What `moqa tasks make --context-words 24 --continuation-words 16` makes of the two texts.
 fn tasks() -> Vec<Task> {
-    let corpus = Corpus::read(&[text("code_scripting.txt"), text("professional.txt")]).unwrap();
+    let corpus = Corpus::read(
+        &["code_scripting.txt", "professional.txt"].map(|name| TextPath {
+            label: String::new(),
+            path: text(name),
+        }),
+    )
+    .unwrap();
     let options = MakeOptions {
         context_words: 24,
         continuation_words: 16,

@@ -519,7 +519,8 @@ mod tests {
             by_domain: vec![1.0, 0.0],
         });
         let even = a.for_mix(&[1.0, 1.0]);
-        assert_eq!(even.routers[&0].load(), [0.5, 0.5]);
+        let load = even.routers[&0].load();
+        assert!(load.iter().all(|l| (l - 0.5).abs() < 1e-12), "{load:?}");
         assert!((even.probes[0].kld - 0.5).abs() < 1e-12);
         assert_eq!(a.for_mix(&[0.0, 2.0]).routers[&0].load(), [0.0, 1.0]);
         assert_eq!(a.for_mix(&[1.0]), a);
