@@ -203,6 +203,31 @@ pub fn check_writable(target: &Path) -> Result<()> {
     AtomicFile::create(target).map(drop)
 }
 
+/// A file that is removed when this is dropped, or when the program is interrupted.
+pub struct Scratch {
+    path: PathBuf,
+    _entry: live::Entry,
+}
+
+impl Scratch {
+    /// Names the file, which need not exist yet.
+    pub fn new(path: PathBuf) -> Self {
+        let _entry = live::Entry::new(&path);
+        Self { path, _entry }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
 /// Writes `bytes` to `target` by way of an [`AtomicFile`].
 ///
 /// # Errors

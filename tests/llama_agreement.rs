@@ -24,6 +24,13 @@ fn data_hash(file: &Gguf) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
+/// Every quantizable tensor of the model as Q3_K.
+fn all_q3_k() -> BTreeMap<String, GgmlType> {
+    let model = Gguf::open(lab_model()).unwrap();
+    let floats = model.tensors.iter().filter(|t| t.ty == GgmlType::BF16);
+    floats.map(|t| (t.name.clone(), GgmlType::Q3_K)).collect()
+}
+
 fn importance() -> Importance {
     Importance::new(&imatrix::read(science_imatrix()).unwrap(), Unreached::Ones)
 }
@@ -58,13 +65,7 @@ fn encode_as(
 fn a_uniform_plan_gives_the_bytes_of_llama_quantize() {
     const LLAMA_QUANTIZE: &str = "fd0875ca4fd24df28d64f8d51db99ed0b0388d87281674b6091f06c05fb5a7d3";
     let dir = tempfile::tempdir().unwrap();
-    let types = Gguf::open(lab_model())
-        .unwrap()
-        .tensors
-        .iter()
-        .filter(|t| t.ty == GgmlType::BF16)
-        .map(|t| (t.name.clone(), GgmlType::Q3_K))
-        .collect();
+    let types = all_q3_k();
     for n_threads in [1, 3] {
         let ours = encode_as(&types, &dir.path().join("ours.gguf"), n_threads);
         assert_eq!(data_hash(&ours), LLAMA_QUANTIZE, "{n_threads} threads");
@@ -219,13 +220,7 @@ fn our_statistics_are_those_of_llama_imatrix() {
 fn evaluation_agrees_with_llama_perplexity() {
     let dir = tempfile::tempdir().unwrap();
     let small = dir.path().join("q3.gguf");
-    let types = Gguf::open(lab_model())
-        .unwrap()
-        .tensors
-        .iter()
-        .filter(|t| t.ty == GgmlType::BF16)
-        .map(|t| (t.name.clone(), GgmlType::Q3_K))
-        .collect();
+    let types = all_q3_k();
     encode_as(&types, &small, 2);
     let close = |a: f64, b: f64| assert!((a - b).abs() <= 1e-3 * b, "{a} and {b}");
     let eval = |args: &[&str]| -> serde_json::Value {

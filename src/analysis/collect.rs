@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::stats::{Analysis, Coactivation, RouterStats, WeightStats};
+use crate::model::layer_of;
 use crate::progress::Progress;
 use crate::runtime::{Context, ContextOptions, Model, Node, Observer};
 
@@ -81,11 +82,6 @@ struct Collector {
 /// The layer of a node named `stem-N`.
 fn layer_of_node(name: &str) -> Option<usize> {
     name.rsplit_once('-')?.1.parse().ok()
-}
-
-/// The layer of a weight named `blk.N.rest`.
-fn layer_of_weight(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
 fn is_measured_weight(name: &str) -> bool {
@@ -208,7 +204,7 @@ impl Collector {
         n_tokens: usize,
         ids: Node<'_>,
     ) {
-        let Some(layer) = layer_of_weight(weight.name()) else {
+        let Some(layer) = layer_of(weight.name()) else {
             return;
         };
         if !(weight.name().contains("ffn_gate") || weight.name().contains("ffn_up")) {

@@ -354,9 +354,7 @@ impl Analysis {
         if stats.n_mat() < 2 || stats.counts.len() < 2 {
             return Vec::new();
         }
-        let layer = tensor
-            .strip_prefix("blk.")
-            .and_then(|r| r.split_once('.')?.0.parse::<usize>().ok());
+        let layer = crate::model::layer_of(tensor);
         let router = layer
             .and_then(|l| self.routers.get(&l))
             .filter(|r| r.counts.len() == stats.n_mat());

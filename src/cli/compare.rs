@@ -10,7 +10,7 @@ use crate::analysis::{Corpus, Importance, TextPath, Unreached, chunk_tokens};
 use crate::encode::{EncodeOptions, encode, output_metadata, simulate};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::gguf::GgmlType;
-use crate::output::{check_writable, write_file};
+use crate::output::{Scratch, check_writable, write_file};
 use crate::plan::Plan;
 use crate::report::{CurvePoint, PointKind, ReportData, render};
 use crate::runtime::{Model, ModelOptions, Preset, write_preset};
@@ -57,8 +57,9 @@ pub(super) struct CompareArgs {
 struct Bench<'a> {
     source: &'a steps::Source,
     importance: &'a Importance,
-    logits: PathBuf,
+    logits: Scratch,
     folder: &'a Path,
+    keep: bool,
     global: &'a Global,
 }
 
@@ -79,8 +80,9 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     let bench = Bench {
         source: &source,
         importance: &importance,
-        logits: temporary.path().join("reference.logits"),
+        logits: Scratch::new(temporary.path().join("reference.logits")),
         folder,
+        keep: args.keep.is_some(),
         global,
     };
     let chunks = {
@@ -95,7 +97,7 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
         let mut chunks = chunk_tokens(reference.vocab(), &text, args.data.ctx as usize)?;
         chunks.truncate(args.eval_chunks.unwrap_or(u32::MAX) as usize);
         let mut writer =
-            LogitsWriter::create(&bench.logits, reference.vocab().n_tokens(), &chunks)?;
+            LogitsWriter::create(bench.logits.path(), reference.vocab().n_tokens(), &chunks)?;
         let options = EvalOptions {
             n_threads: global.n_threads(),
         };
@@ -146,8 +148,14 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
 }
 
 impl Bench<'_> {
+    /// Removes a quantized file once it is measured, unless it is to be kept.
+    fn scratch(&self, file: &Path) -> Option<Scratch> {
+        (!self.keep).then(|| Scratch::new(file.to_owned()))
+    }
+
     fn preset(&self, preset: Preset, chunks: &[Vec<i32>]) -> Result<CurvePoint> {
         let file = self.folder.join(format!("preset-{preset}.gguf"));
+        let _scratch = self.scratch(&file);
         let started = Instant::now();
         let importance = self.importance.to_llama();
         let data = (!importance.is_empty()).then_some(&importance);
@@ -181,6 +189,7 @@ impl Bench<'_> {
         let progress = self.global.progress();
         if kind == PointKind::MoqaPerExpert {
             let file = self.folder.join(format!("simulated-{preset}.gguf"));
+            let _scratch = self.scratch(&file);
             let out = GgmlType::F16;
             let kept = plan.types().into_keys().map(|name| (name, out)).collect();
             let metadata = output_metadata(gguf, &kept, &[]);
@@ -204,6 +213,7 @@ impl Bench<'_> {
             );
         }
         let file = self.folder.join(format!("moqa-{preset}.gguf"));
+        let _scratch = self.scratch(&file);
         let types = plan.types();
         let records = steps::records(
             self.source,
@@ -239,7 +249,7 @@ impl Bench<'_> {
                 ..ModelOptions::default()
             },
         )?;
-        let mut reference = LogitsReader::open(&self.logits)?;
+        let mut reference = LogitsReader::open(self.logits.path())?;
         let options = EvalOptions {
             n_threads: self.global.n_threads(),
         };

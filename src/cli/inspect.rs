@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 use super::{Global, analyze, steps};
 use crate::analysis;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::model::ModelView;
 use crate::plan::Plan;
 
@@ -40,27 +41,48 @@ struct ModelReport {
     n_expert: usize,
     n_expert_used: usize,
     moqa: Vec<(String, String)>,
-    types: Vec<TypeReport>,
-    roles: Vec<RoleReport>,
+    types: Vec<Group>,
+    roles: Vec<Group>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<TensorReport>,
 }
 
+/// Tensors of one type, or of one role.
 #[derive(Serialize)]
-struct TypeReport {
-    ty: String,
+struct Group {
+    name: String,
+    #[serde(flatten)]
+    share: Share,
+    bits_per_weight: f64,
+}
+
+#[derive(Default, Serialize)]
+struct Share {
     tensors: usize,
     parameters: u64,
     bytes: u64,
 }
 
-#[derive(Serialize)]
-struct RoleReport {
-    role: String,
-    tensors: usize,
-    parameters: u64,
-    bytes: u64,
-    bits_per_weight: f64,
+impl Share {
+    fn add(&mut self, tensor: &TensorInfo) {
+        self.tensors += 1;
+        self.parameters += tensor.n_elems();
+        self.bytes += tensor.n_bytes();
+    }
+}
+
+/// The groups, the largest first.
+fn by_bytes(groups: BTreeMap<String, Share>) -> Vec<Group> {
+    let mut groups: Vec<Group> = groups
+        .into_iter()
+        .map(|(name, share)| Group {
+            name,
+            bits_per_weight: share.bytes as f64 * 8.0 / share.parameters.max(1) as f64,
+            share,
+        })
+        .collect();
+    groups.sort_by_key(|g| std::cmp::Reverse(g.share.bytes));
+    groups
 }
 
 #[derive(Serialize)]
@@ -150,39 +172,14 @@ fn inspect_model(gguf: &Gguf, args: &InspectArgs, global: &Global) -> Result<()>
 }
 
 fn report_model(gguf: &Gguf, view: &ModelView, list: bool) -> ModelReport {
-    let mut types: Vec<TypeReport> = Vec::new();
-    let mut roles: Vec<RoleReport> = Vec::new();
+    let mut types: BTreeMap<String, Share> = BTreeMap::new();
+    let mut roles: BTreeMap<String, Share> = BTreeMap::new();
     let mut tensors = Vec::new();
     for t in &view.tensors {
         let tensor = &gguf.tensors[t.index];
         let (ty, role) = (tensor.ty.to_string(), t.role.to_string());
-        match types.iter_mut().find(|r| r.ty == ty) {
-            Some(r) => {
-                r.tensors += 1;
-                r.parameters += tensor.n_elems();
-                r.bytes += tensor.n_bytes();
-            }
-            None => types.push(TypeReport {
-                ty: ty.clone(),
-                tensors: 1,
-                parameters: tensor.n_elems(),
-                bytes: tensor.n_bytes(),
-            }),
-        }
-        match roles.iter_mut().find(|r| r.role == role) {
-            Some(r) => {
-                r.tensors += 1;
-                r.parameters += tensor.n_elems();
-                r.bytes += tensor.n_bytes();
-            }
-            None => roles.push(RoleReport {
-                role: role.clone(),
-                tensors: 1,
-                parameters: tensor.n_elems(),
-                bytes: tensor.n_bytes(),
-                bits_per_weight: 0.0,
-            }),
-        }
+        types.entry(ty.clone()).or_default().add(tensor);
+        roles.entry(role.clone()).or_default().add(tensor);
         if list {
             tensors.push(TensorReport {
                 name: tensor.name.clone(),
@@ -194,13 +191,9 @@ fn report_model(gguf: &Gguf, view: &ModelView, list: bool) -> ModelReport {
             });
         }
     }
-    types.sort_by_key(|t| std::cmp::Reverse(t.bytes));
-    for r in &mut roles {
-        r.bits_per_weight = r.bytes as f64 * 8.0 / r.parameters.max(1) as f64;
-    }
-    roles.sort_by_key(|r| std::cmp::Reverse(r.bytes));
-    let parameters: u64 = types.iter().map(|t| t.parameters).sum();
-    let data: u64 = types.iter().map(|t| t.bytes).sum();
+    let (types, roles) = (by_bytes(types), by_bytes(roles));
+    let parameters: u64 = types.iter().map(|t| t.share.parameters).sum();
+    let data: u64 = types.iter().map(|t| t.share.bytes).sum();
     ModelReport {
         architecture: view.arch.clone(),
         name: gguf.metadata.get_str("general.name").map(str::to_owned),
@@ -252,26 +245,21 @@ impl ModelReport {
         for (k, v) in &self.moqa {
             s += &format!("{k} = {v}\n");
         }
-        s += "\ntype      tensors    parameters         bytes\n";
-        for t in &self.types {
+        for (title, groups) in [("type", &self.types), ("role", &self.roles)] {
             s += &format!(
-                "{:<9} {:>7} {:>13} {:>13}\n",
-                t.ty,
-                t.tensors,
-                t.parameters,
-                crate::units::bytes(t.bytes)
+                "\n{title:<24} {:>7} {:>13} {:>13} {:>6}\n",
+                "tensors", "parameters", "bytes", "bits"
             );
-        }
-        s += "\nrole                     tensors    parameters         bytes   bits\n";
-        for r in &self.roles {
-            s += &format!(
-                "{:<24} {:>7} {:>13} {:>13} {:>6.2}\n",
-                r.role,
-                r.tensors,
-                r.parameters,
-                crate::units::bytes(r.bytes),
-                r.bits_per_weight
-            );
+            for g in groups {
+                s += &format!(
+                    "{:<24} {:>7} {:>13} {:>13} {:>6.2}\n",
+                    g.name,
+                    g.share.tensors,
+                    g.share.parameters,
+                    crate::units::bytes(g.share.bytes),
+                    g.bits_per_weight
+                );
+            }
         }
         if !self.tensors.is_empty() {
             s += "\n";

@@ -6,6 +6,7 @@ use clap::Args;
 use super::{FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis, RouterStats};
 use crate::gguf::TensorInfo;
+use crate::model::layer_of;
 use crate::output::{refuse_overwriting, write_file};
 use crate::plan::{CostModel, Plan};
 use crate::report::{
@@ -180,10 +181,6 @@ fn experts(analysis: &Analysis, plan: Option<&Plan>) -> Option<ExpertGrid> {
         n_expert,
         layers,
     })
-}
-
-fn layer_of(tensor: &str) -> Option<usize> {
-    tensor.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
 fn domains(analysis: &Analysis) -> Option<DomainShift> {

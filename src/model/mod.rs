@@ -10,5 +10,6 @@ mod view;
 
 pub use self::check::check_runnable;
 pub use self::digest::digest;
+pub use self::name::layer_of;
 pub use self::role::Role;
 pub use self::view::{ModelSummary, ModelView, RoleSummary, TensorView};

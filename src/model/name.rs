@@ -3,6 +3,11 @@
 /// Endings that say what a tensor is to the operation it belongs to. A name may lack one (`blk.0.ssm_a`).
 const SUFFIXES: [&str; 4] = ["weight", "bias", "scale", "input_scale"];
 
+/// The layer of a tensor named `blk.N.rest`.
+pub fn layer_of(tensor: &str) -> Option<usize> {
+    tensor.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
 /// A tensor name taken apart: `blk.3.ffn_up_exps.weight` is layer 3, stem `ffn_up_exps`, suffix `weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TensorName {
