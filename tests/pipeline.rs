@@ -347,6 +347,216 @@ fn unreached_experts_are_named() {
     Model::load(&small, &ModelOptions::default()).unwrap();
 }
 
+/// Domains, strategies, plans by expert, the report and the comparison.
+#[test]
+fn strategies_report_and_comparison() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = lab_model();
+    let text = |name: &str| science_text().with_file_name(name);
+    let analysis = at("a.moqa");
+    let (science, code) = (
+        format!("science={}", text("science.txt").display()),
+        format!("code={}", text("code_systems.txt").display()),
+    );
+    let analyze = [
+        "analyze",
+        s(&model),
+        "-o",
+        s(&analysis),
+        "--ctx",
+        "128",
+        "--chunks",
+        "16",
+    ];
+    moqa_ok(
+        &[
+            &analyze[..],
+            &["--sensitivity", "3", "-q", "--text", &science, &code],
+        ]
+        .concat(),
+    );
+    let known = moqa::analysis::load(&analysis).unwrap();
+    let names: Vec<&str> = known.domains.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(names, ["science", "code"]);
+    assert!(known.probes.iter().all(|p| p.by_domain.len() == 2));
+    let router = &known.routers[&3];
+    let sum: f64 = known.domains.iter().map(|d| d.routers[&3].counts[5]).sum();
+    assert_eq!(router.counts[5], sum);
+    // Two experts a token: a row of the co-activation table sums to twice the tokens of its expert.
+    let together = &known.coactivation[&3];
+    let row: f64 = together.counts[5 * 16..6 * 16].iter().sum();
+    assert_eq!(row, 2.0 * router.counts[5]);
+    assert_eq!(together.counts[5 * 16 + 5], router.counts[5]);
+
+    let plan = |name: &str, more: &[&str]| {
+        let file = at(name);
+        let base = [
+            "plan",
+            s(&model),
+            "--analysis",
+            s(&analysis),
+            "--like",
+            "Q3_K_M",
+            "-o",
+            s(&file),
+            "--json",
+            "-q",
+        ];
+        (file.clone(), json(&moqa_ok(&[&base[..], more].concat())))
+    };
+    let (_, balanced) = plan("balanced.toml", &[]);
+    let (_, workload) = plan(
+        "workload.toml",
+        &["--strategy", "workload", "--weight", "code=0.95"],
+    );
+    let (_, robust) = plan("robust.toml", &["--strategy", "robust"]);
+    for p in [&balanced, &workload, &robust] {
+        assert!(p["file_bytes"].as_u64() <= p["budget_bytes"].as_u64());
+    }
+    assert_ne!(balanced["objective"], workload["objective"]);
+    let (mixed, by_expert) = plan("mixed.toml", &["--strategy", "per-expert"]);
+    assert!(by_expert["file_bytes"].as_u64() <= by_expert["budget_bytes"].as_u64());
+    assert!(by_expert["objective"].as_f64() < balanced["objective"].as_f64());
+    assert!(
+        by_expert["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|t| t["experts"].is_array())
+    );
+
+    let (_, bound) = plan(
+        "bound.toml",
+        &[
+            "--pin",
+            "attn_v=q8_0",
+            "--max-type",
+            "q8_0",
+            "--min-type",
+            "q2_K",
+            "--types",
+            "q2_K,q3_K,q4_K,q6_K",
+        ],
+    );
+    for t in bound["tensors"].as_array().unwrap() {
+        let (name, ty) = (t["name"].as_str().unwrap(), t["ty"].as_str().unwrap());
+        assert!(
+            ["q2_K", "q3_K", "q4_K", "q6_K", "q8_0"].contains(&ty),
+            "{name}: {ty}"
+        );
+        assert!(!name.contains("attn_v") || ty == "q8_0", "{name}: {ty}");
+    }
+
+    // A plan by expert is not written as a GGUF, but simulated.
+    let small = at("small.gguf");
+    let refused = moqa(&[
+        "quantize",
+        s(&model),
+        "--plan",
+        s(&mixed),
+        "--analysis",
+        s(&analysis),
+        "-o",
+        s(&small),
+        "-q",
+    ]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("moqa simulate") && !small.exists());
+    let simulated = at("simulated.gguf");
+    moqa_ok(&[
+        "simulate",
+        s(&mixed),
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "-o",
+        s(&simulated),
+        "-q",
+    ]);
+    let science = text("science.txt");
+    let eval = |file: &std::path::Path| {
+        let args = [
+            "eval",
+            s(file),
+            "--against",
+            s(&model),
+            "--text",
+            s(&science),
+            "--ctx",
+            "128",
+            "--json",
+            "-q",
+        ];
+        json(&moqa_ok(&args))["divergence"]["mean_kld"]["value"]
+            .as_f64()
+            .unwrap()
+    };
+    let kld = eval(&simulated);
+    assert!(kld > 1e-4 && kld < 0.02, "{kld}");
+
+    let page = at("r.html");
+    moqa_ok(&[
+        "report",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--plan",
+        s(&mixed),
+        "-o",
+        s(&page),
+        "-q",
+    ]);
+    let html = std::fs::read_to_string(&page).unwrap();
+    for part in [
+        "Experts chosen together",
+        "science",
+        "Assigned type",
+        "expert down",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+
+    let compared = at("c.html");
+    let points = json(&moqa_ok(&[
+        "compare",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--budgets",
+        "Q3_K_M",
+        "--per-expert",
+        "--ctx",
+        "128",
+        "--eval-text",
+        s(&science),
+        "--eval-chunks",
+        "8",
+        "--html",
+        s(&compared),
+        "--json",
+        "-q",
+    ]));
+    let kinds: Vec<&str> = points
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["preset", "moqa", "moqa per expert"]);
+    let of = |i: usize, what: &str| points[i][what].as_f64().unwrap();
+    assert!(of(1, "bytes") <= of(0, "bytes") && of(2, "bytes") <= of(0, "bytes"));
+    assert!(
+        of(1, "kld") < of(0, "kld") && of(2, "kld") < of(1, "kld"),
+        "{points}"
+    );
+    assert!(
+        std::fs::read_to_string(&compared)
+            .unwrap()
+            .contains("Q3_K_M")
+    );
+}
+
 /// The program is refused by a message, not by an illegal instruction, where AVX2 is missing. Needs qemu-user.
 #[test]
 fn an_older_cpu_gets_a_message() {

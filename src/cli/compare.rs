@@ -4,7 +4,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use super::report::{REPORT_VERSION, describe_analysis, describe_model};
+use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
 use super::{BudgetArgs, DataArgs, Global, StrategyArgs, steps};
 use crate::analysis::{Corpus, Importance, TextPath, Unreached, chunk_tokens};
 use crate::encode::{EncodeOptions, encode, output_metadata, simulate};
@@ -135,7 +135,7 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
         last_plan = Some(plan);
     }
     let data = ReportData {
-        title: format!("{} against llama.cpp's presets", args.model.display()),
+        title: format!("{} against llama.cpp's presets", short_name(&args.model)),
         model: describe_model(&source),
         generated_by: REPORT_VERSION.to_owned(),
         curve: Some(points.clone()),

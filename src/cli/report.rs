@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -51,13 +51,19 @@ pub(super) fn run(args: ReportArgs, global: &Global) -> Result<()> {
         None => None,
     };
     let data = ReportData {
-        title: format!("What moqa found in {}", args.model.display()),
+        title: format!("What moqa found in {}", short_name(&args.model)),
         model: describe_model(&source),
         generated_by: REPORT_VERSION.to_owned(),
         ..describe_analysis(&source, &analysis, plan.as_ref())
     };
     write_file(&args.output, render(&data).as_bytes())?;
     global.print(&data, || format!("wrote {}\n", args.output.display()))
+}
+
+/// A model's name in a heading: its file's or folder's, without what leads there.
+pub(super) fn short_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 /// The model in a report.

@@ -28,8 +28,8 @@ pub(super) struct SimulateArgs {
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Float type of the result
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    outtype: String,
+    #[arg(long = "as", value_name = "TYPE", default_value = "f16")]
+    float_type: String,
     #[command(flatten)]
     folder: FolderArgs,
     #[command(flatten)]
@@ -37,9 +37,9 @@ pub(super) struct SimulateArgs {
 }
 
 pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
-    let out_type = match args.outtype.parse::<GgmlType>() {
+    let out_type = match args.float_type.parse::<GgmlType>() {
         Ok(ty @ (GgmlType::F16 | GgmlType::BF16 | GgmlType::F32)) => ty,
-        _ => bail!("--outtype {}: write f16, bf16 or f32", args.outtype),
+        _ => bail!("--as {}: write f16, bf16 or f32", args.float_type),
     };
     let source = steps::open(&args.model, &args.folder, global)?;
     refuse_overwriting(&args.output, source.gguf.paths())?;

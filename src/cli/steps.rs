@@ -222,13 +222,13 @@ fn complete_errors(
     Ok(())
 }
 
-/// Types in which tensors are probed: about 2, 3.4 and 5.5 bits, so that the types between and beside them
-/// can be judged; for rows that k-quants cannot hold, their neighbours among the types of 32.
+/// Types in which tensors are probed: about 3.4, 2 and 5.5 bits, so that the types between and beside them
+/// can be judged, the one that matters most first; for rows that k-quants cannot hold, their neighbours among the types of 32.
 fn probe_types(tensor: &TensorInfo, known: bool) -> Vec<GgmlType> {
     use GgmlType::*;
     let low = if known { IQ2_XS } else { Q2_K };
     let all = if Q3_K.row_bytes(tensor.ne(0)).is_some() {
-        vec![low, Q3_K, Q5_K]
+        vec![Q3_K, low, Q5_K]
     } else {
         vec![Q4_0, Q5_0]
     };
@@ -247,18 +247,18 @@ fn sensitivity(
     global: &Global,
 ) -> Result<Vec<Probe>> {
     let importance = Importance::new(analysis, Unreached::default());
-    let mut by_layer: BTreeMap<Option<usize>, Vec<(String, GgmlType)>> = BTreeMap::new();
+    // By layer: each tensor with its types, the middle one first.
+    let mut by_layer: BTreeMap<Option<usize>, Vec<(String, Vec<GgmlType>)>> = BTreeMap::new();
     for t in source.view.tensors.iter().filter(|t| t.quantizable) {
         let tensor = &source.gguf.tensors[t.index];
         let known = importance
             .of(&tensor.name, 0, tensor.ne(0) as usize)
             .is_some();
-        for ty in probe_types(tensor, known) {
-            by_layer
-                .entry(t.layer)
-                .or_default()
-                .push((tensor.name.clone(), ty));
-        }
+        let types = probe_types(tensor, known);
+        by_layer
+            .entry(t.layer)
+            .or_default()
+            .push((tensor.name.clone(), types));
     }
     let len = chunks
         .by_domain
@@ -267,7 +267,7 @@ fn sensitivity(
         .map(Vec::len)
         .max()
         .unwrap_or(1);
-    let wanted: usize = by_layer.values().map(Vec::len).sum();
+    let wanted: usize = by_layer.values().flatten().map(|t| t.1.len()).sum();
     let total_tokens = chunks.n_tokens() as f64 * effort;
     let tokens = (total_tokens / wanted.max(1) as f64)
         .clamp(*PROBE_TOKENS.start() as f64, *PROBE_TOKENS.end() as f64)
@@ -275,10 +275,10 @@ fn sensitivity(
     let (subset, domains) = chunks.sample(((tokens / len as f64) as usize).max(1));
     let sampled: usize = subset.iter().map(Vec::len).sum();
     let affordable = (total_tokens / sampled as f64) as usize;
-    let pairs = spread_over_layers(by_layer, affordable.max(1));
+    let pairs = choose_probes(by_layer, affordable);
     if pairs.len() < wanted {
         global.progress().note(format!(
-            "measuring {} of {wanted} effects; the other layers are judged by their neighbours (--sensitivity sets the effort)",
+            "measuring {} of {wanted} effects; others are judged by their neighbours (--sensitivity sets the effort)",
             pairs.len()
         ));
     }
@@ -298,29 +298,55 @@ fn sensitivity(
     )
 }
 
-/// All pairs when they are affordable, else those of layers spread evenly.
-fn spread_over_layers(
-    by_layer: BTreeMap<Option<usize>, Vec<(String, GgmlType)>>,
+/// Layers that are measured at the least, where the model has them.
+const LEAST_LAYERS: usize = 3;
+
+/// What is measured: every tensor in all its types if that is affordable, else in the middle one, else only
+/// tensors of layers spread evenly, of at least [`LEAST_LAYERS`] layers even so: the plan is much better with some
+/// measurements of each kind of tensor than with none.
+fn choose_probes(
+    by_layer: BTreeMap<Option<usize>, Vec<(String, Vec<GgmlType>)>>,
     affordable: usize,
 ) -> Vec<(String, GgmlType)> {
-    let groups: Vec<Vec<(String, GgmlType)>> = by_layer.into_values().collect();
-    let total: usize = groups.iter().map(Vec::len).sum();
-    if total <= affordable {
-        return groups.concat();
+    let all = |tensors: &[(String, Vec<GgmlType>)]| -> Vec<(String, GgmlType)> {
+        let pairs = |t: &(String, Vec<GgmlType>)| -> Vec<(String, GgmlType)> {
+            t.1.iter().map(|ty| (t.0.clone(), *ty)).collect()
+        };
+        tensors.iter().flat_map(pairs).collect()
+    };
+    let middle = |tensors: &[(String, Vec<GgmlType>)]| -> Vec<(String, GgmlType)> {
+        let pair = |t: &(String, Vec<GgmlType>)| Some((t.0.clone(), *t.1.first()?));
+        tensors.iter().filter_map(pair).collect()
+    };
+    let every: Vec<(String, GgmlType)> = by_layer.values().flat_map(|t| all(t)).collect();
+    if every.len() <= affordable {
+        return every;
     }
-    let n = groups.len();
-    let mut keep = (n * affordable / total).clamp(1, n);
-    while keep > 1
-        && (0..keep)
-            .map(|i| groups[i * (n - 1) / (keep - 1)].len())
-            .sum::<usize>()
-            > affordable
-    {
+    let rest: Vec<(String, GgmlType)> = by_layer.get(&None).map(|t| middle(t)).unwrap_or_default();
+    let layers: Vec<Vec<(String, GgmlType)>> = by_layer
+        .iter()
+        .filter(|(layer, _)| layer.is_some())
+        .map(|(_, t)| middle(t))
+        .collect();
+    let n = layers.len();
+    let spread = |keep: usize| -> Vec<(String, GgmlType)> {
+        let layer = |i: usize| {
+            &layers[if keep > 1 {
+                i * (n - 1) / (keep - 1)
+            } else {
+                0
+            }]
+        };
+        rest.iter()
+            .chain((0..keep).flat_map(layer))
+            .cloned()
+            .collect()
+    };
+    let mut keep = n;
+    while keep > LEAST_LAYERS && spread(keep).len() > affordable {
         keep -= 1;
     }
-    (0..keep)
-        .flat_map(|i| groups[i * (n - 1) / (keep.max(2) - 1)].clone())
-        .collect()
+    spread(keep)
 }
 
 /// Prints which experts no token reached.

@@ -3,24 +3,58 @@
 use std::collections::BTreeMap;
 
 use crate::analysis::Analysis;
-use crate::model::{ModelView, TensorView};
+use crate::model::{ModelView, Role, TensorView};
 
-/// Expected KL divergence of the model's output per unit of relative error, where nothing was measured on
-/// the model: the order of magnitude seen on trained models. Only ratios between tensors matter.
-const DEFAULT_SENSITIVITY: f64 = 0.1;
+/// A relative error such as types of three to four bits have: where [`prior`] was read off.
+const PRIOR_ERROR: f64 = 0.03;
+/// How the divergence grows with the error where it was measured at one error or not at all. Small errors do
+/// more than in proportion, because they already send some tokens to other experts: between Q5_K and IQ2_XS
+/// the shipped model's tensors show exponents of 0.5 to 0.8.
+const EXPONENT: f64 = 0.7;
+
+/// Expected divergence, in nats a token, of a tensor of this role at [`PRIOR_ERROR`], where nothing was measured
+/// on the model. Read off the shipped model (geometric means over its layers) for the roles that it has, and
+/// set to those of the nearest role for the others; the first layers' are larger, as there.
+fn prior(tensor: &TensorView, tied: bool) -> f64 {
+    use Role::*;
+    let slope = match tensor.role {
+        // Its error is the logits' own.
+        Output => 1.3,
+        TokenEmbedding if tied => 1.3,
+        TokenEmbedding => 0.1,
+        ExpertDown | SharedExpertDown | DenseDown => 0.043,
+        ExpertGate | ExpertGateUp | SharedExpertGate | DenseGate => 0.027,
+        ExpertUp | SharedExpertUp | DenseUp => 0.016,
+        AttentionK => 0.026,
+        AttentionQ => 0.023,
+        AttentionV | AttentionQkv => 0.04,
+        _ => 0.04,
+    };
+    let early = if tensor.layer == Some(0) { 3.0 } else { 1.0 };
+    slope * early * PRIOR_ERROR
+}
 
 /// Predicts the mean KL divergence (nats per token) that a type costs for a tensor.
 ///
-/// For small perturbations the divergence is quadratic in them (its Hessian is the Fisher information), so it
-/// is proportional to the squared output error; independent errors of different tensors add up. The factor is
-/// measured: a probe gives the divergence of one tensor in one type. Between the probes of a tensor the
+/// Errors of different tensors are taken as independent, so that their divergences add up. What a tensor's error
+/// costs is measured: a probe gives the divergence of one tensor in one type. Between the probes of a tensor the
 /// divergence is interpolated against the error, both logarithmic; outside them the proportion of the nearest
-/// probe holds. A tensor without a probe takes the proportion of tensors of its class in the nearest layers.
+/// probe holds, or, where there is only one, a power of the error. A tensor without a probe costs what tensors of
+/// its class in the nearest measured layers would; where no layer of its class was measured, a prior by role,
+/// scaled to the tensors that were.
 pub struct CostModel {
     /// By tensor: (relative error, divergence) of its probes, by error.
     curves: BTreeMap<String, Vec<(f64, f64)>>,
-    /// By tensor: divergence per relative error, for those without a probe of their own.
-    slopes: BTreeMap<String, f64>,
+    /// Tensors without a probe of their own.
+    borrowed: BTreeMap<String, Borrowed>,
+}
+
+/// How a tensor without a probe is judged.
+enum Borrowed {
+    /// By measured tensors and their weights, which add up to 1.
+    Peers(Vec<(String, f64)>),
+    /// By its divergence at [`PRIOR_ERROR`].
+    Prior(f64),
 }
 
 impl CostModel {
@@ -46,13 +80,32 @@ impl CostModel {
                 point.1 = floor;
             }
         }
-        let slopes = view
+        let tied = view.tensors.iter().all(|t| t.role != Role::Output);
+        // How the model's measured tensors compare with the prior.
+        let ratios: Vec<f64> = view
+            .tensors
+            .iter()
+            .filter_map(|t| {
+                let measured = interpolate(curves.get(&t.name)?, PRIOR_ERROR);
+                Some((measured / prior(t, tied)).ln())
+            })
+            .collect();
+        let scale = (ratios.iter().sum::<f64>() / ratios.len().max(1) as f64).exp();
+        let borrowed = view
             .tensors
             .iter()
             .filter(|t| !curves.contains_key(&t.name))
-            .map(|t| (t.name.clone(), borrowed_slope(view, t, &curves)))
+            .map(|t| {
+                let peers = peers(view, t, &curves);
+                let judged = if peers.is_empty() {
+                    Borrowed::Prior(prior(t, tied) * scale)
+                } else {
+                    Borrowed::Peers(peers)
+                };
+                (t.name.clone(), judged)
+            })
             .collect();
-        Self { curves, slopes }
+        Self { curves, borrowed }
     }
 
     /// Expected divergence of `tensor` at relative error `error`.
@@ -60,16 +113,17 @@ impl CostModel {
         if error <= 0.0 {
             return 0.0;
         }
-        match self.curves.get(tensor) {
-            Some(curve) => interpolate(curve, error),
-            None => {
-                error
-                    * self
-                        .slopes
-                        .get(tensor)
-                        .copied()
-                        .unwrap_or(DEFAULT_SENSITIVITY)
-            }
+        if let Some(curve) = self.curves.get(tensor) {
+            return interpolate(curve, error);
+        }
+        match self.borrowed.get(tensor) {
+            Some(Borrowed::Peers(peers)) => peers
+                .iter()
+                .filter_map(|(name, w)| Some(interpolate(self.curves.get(name)?, error).ln() * w))
+                .sum::<f64>()
+                .exp(),
+            Some(Borrowed::Prior(at)) => power(PRIOR_ERROR, *at, error),
+            None => power(PRIOR_ERROR, PRIOR_ERROR * 0.04, error),
         }
     }
 
@@ -79,8 +133,16 @@ impl CostModel {
     }
 }
 
+/// Divergence at `error` when it is `divergence` at error `at`.
+fn power(at: f64, divergence: f64, error: f64) -> f64 {
+    divergence * (error / at).powf(EXPONENT)
+}
+
 fn interpolate(curve: &[(f64, f64)], error: f64) -> f64 {
     let (first, last) = (curve[0], curve[curve.len() - 1]);
+    if curve.len() == 1 {
+        return power(first.0, first.1, error);
+    }
     if error <= first.0 {
         return first.1 * error / first.0;
     }
@@ -96,40 +158,36 @@ fn interpolate(curve: &[(f64, f64)], error: f64) -> f64 {
     (a.1.ln() + t * (b.1.ln() - a.1.ln())).exp()
 }
 
-/// Divergence per error of a tensor that was not measured: between the nearest measured layers of its class,
-/// by distance, in logarithms; the geometric mean of all measured tensors where its class has none.
-fn borrowed_slope(
+/// The nearest measured layers of a tensor's class, below and above, weighted by their nearness; empty where
+/// there is none.
+fn peers(
     view: &ModelView,
     tensor: &TensorView,
     curves: &BTreeMap<String, Vec<(f64, f64)>>,
-) -> f64 {
-    let slope = |curve: &[(f64, f64)]| {
-        let (e, k) = curve[curve.len() / 2];
-        k / e
+) -> Vec<(String, f64)> {
+    let Some(layer) = tensor.layer else {
+        return Vec::new();
     };
-    let mut peers: Vec<(usize, f64)> = view
+    let mut measured: Vec<(usize, &str)> = view
         .tensors
         .iter()
-        .filter(|t| t.class == tensor.class)
-        .filter_map(|t| Some((t.layer?, slope(curves.get(&t.name)?))))
+        .filter(|t| t.class == tensor.class && curves.contains_key(&t.name))
+        .filter_map(|t| Some((t.layer?, t.name.as_str())))
         .collect();
-    peers.sort_by_key(|p| p.0);
-    if let (Some(layer), false) = (tensor.layer, peers.is_empty()) {
-        let right = peers.partition_point(|p| p.0 < layer);
-        if right == 0 {
-            return peers[0].1;
+    measured.sort();
+    let right = measured.partition_point(|p| p.0 < layer);
+    match (
+        right.checked_sub(1).map(|i| measured[i]),
+        measured.get(right),
+    ) {
+        (Some(a), Some(b)) => {
+            let t = (layer - a.0) as f64 / (b.0 - a.0).max(1) as f64;
+            vec![(a.1.to_owned(), 1.0 - t), (b.1.to_owned(), t)]
         }
-        if right == peers.len() {
-            return peers[right - 1].1;
-        }
-        let (a, b) = (peers[right - 1], peers[right]);
-        let t = (layer - a.0) as f64 / (b.0 - a.0).max(1) as f64;
-        return (a.1.ln() * (1.0 - t) + b.1.ln() * t).exp();
+        (Some(a), None) => vec![(a.1.to_owned(), 1.0)],
+        (None, Some(b)) => vec![(b.1.to_owned(), 1.0)],
+        (None, None) => Vec::new(),
     }
-    if curves.is_empty() {
-        return DEFAULT_SENSITIVITY;
-    }
-    (curves.values().map(|c| slope(c).ln()).sum::<f64>() / curves.len() as f64).exp()
 }
 
 #[cfg(test)]
@@ -143,6 +201,8 @@ mod tests {
         assert!((interpolate(&curve, 0.2) - 0.04).abs() < 1e-12);
         let mid = interpolate(&curve, 0.1f64.sqrt() * 0.1);
         assert!((mid - (0.001f64 * 0.02).sqrt()).abs() < 1e-9, "{mid}");
+        let one = [(0.01, 0.001)];
+        assert!((interpolate(&one, 0.1) / 0.001 - 10f64.powf(EXPONENT)).abs() < 1e-9);
         let mut last = 0.0;
         for i in 1..200 {
             let c = interpolate(&curve, f64::from(i) * 0.001);
