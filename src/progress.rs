@@ -101,12 +101,18 @@ impl Bar {
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            let left = self.started.elapsed().as_secs_f64() * (total.saturating_sub(done)) as f64
-                / done.max(1) as f64;
+            let share = done as f64 / total.max(1) as f64;
+            let left = self.started.elapsed().as_secs_f64() * (1.0 - share) / share;
+            // The beginning is no measure of the rest: tables are built then.
+            let estimate = if share >= 0.02 {
+                format!(", about {left:.0} s left")
+            } else {
+                String::new()
+            };
             eprintln!(
-                "{}: {} of {}, about {left:.0} s left",
+                "{}: {:.0} % of {}{estimate}",
                 self.what,
-                self.amount(done),
+                share * 100.0,
                 self.amount(total)
             );
         }

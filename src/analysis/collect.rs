@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::stats::{Analysis, Coactivation, RouterStats, WeightStats};
 use crate::model::layer_of;
-use crate::progress::Progress;
+use crate::progress::Bar;
 use crate::runtime::{Context, ContextOptions, Model, Node, Observer};
 
 /// How the pass is made.
@@ -20,7 +20,7 @@ pub struct CollectOptions {
     pub n_threads: usize,
 }
 
-/// Evaluates `chunks` (each of one length, at most `n_ctx` tokens) and gathers statistics. The origin of the
+/// Evaluates `chunks` (each of one length, at most `n_ctx` tokens) and gathers statistics; `bar` counts chunks. The origin of the
 /// result is left to the caller.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn collect(
     model: &Model,
     chunks: &[Vec<i32>],
     options: &CollectOptions,
-    progress: &Progress,
+    bar: &Bar,
 ) -> Result<Analysis> {
     let mut context_options =
         ContextOptions::for_chunks(options.n_ctx, model.vocab().n_tokens(), options.n_threads);
@@ -37,7 +37,6 @@ pub fn collect(
     let n_seq = context_options.n_seq;
     let mut context = Context::new(model, context_options)?;
     let mut collector = Collector::default();
-    let bar = progress.bar("calibration pass", chunks.len() as u64, "chunks");
     for group in chunks.chunks(n_seq) {
         let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
         // Outputs of all positions, so that the output projection sees every token.
@@ -47,7 +46,6 @@ pub fn collect(
         }
         bar.inc(group.len() as u64);
     }
-    bar.finish();
     collector.finish(chunks.len(), options.n_ctx)
 }
 

@@ -166,20 +166,24 @@ fn collect(
     chunks: &Chunks,
     global: &Global,
 ) -> Result<Analysis> {
-    let progress = global.progress();
+    let n_chunks = chunks.by_domain.iter().map(|c| c.len() as u64).sum();
+    let bar = global
+        .progress()
+        .bar("calibration pass", n_chunks, "chunks");
     let mut all = Analysis::default();
     for (label, chunks) in chunks.labels.iter().zip(&chunks.by_domain) {
         let options = CollectOptions {
             n_ctx: chunks[0].len(),
             n_threads: global.n_threads(),
         };
-        let mut measured = analysis::collect(model, chunks, &options, &progress)?;
+        let mut measured = analysis::collect(model, chunks, &options, &bar)?;
         measured.domains.push(Domain {
             name: label.clone(),
             routers: measured.routers.clone(),
         });
         all.merge(&measured)?;
     }
+    bar.finish();
     all.origin.architecture.clone_from(&source.view.arch);
     all.origin.model_digest.clone_from(&source.digest);
     all.origin.datasets.clone_from(&corpus.names);
