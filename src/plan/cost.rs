@@ -126,11 +126,6 @@ impl CostModel {
             None => power(PRIOR_ERROR, PRIOR_ERROR * 0.04, error),
         }
     }
-
-    /// Whether the tensor's effect was measured.
-    pub fn is_measured(&self, tensor: &str) -> bool {
-        self.curves.contains_key(tensor)
-    }
 }
 
 /// Divergence at `error` when it is `divergence` at error `at`.

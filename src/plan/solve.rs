@@ -1,6 +1,7 @@
 //! Choosing the types.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
@@ -100,6 +101,8 @@ struct Item<'a> {
     tensor: &'a TensorInfo,
     expert: Option<usize>,
     types: Vec<GgmlType>,
+    /// What share of the tensor's output each of its matrices has: the same for all items of a tensor.
+    shares: Rc<[f64]>,
 }
 
 impl<'a> Item<'a> {
@@ -107,6 +110,7 @@ impl<'a> Item<'a> {
         tensor: &'a TensorInfo,
         types: Vec<GgmlType>,
         granularity: Granularity,
+        analysis: &Analysis,
     ) -> impl Iterator<Item = Item<'a>> {
         let n_mat = tensor.dims.ne(2) as usize;
         let experts: Vec<Option<usize>> = if granularity == Granularity::Expert && n_mat > 1 {
@@ -114,10 +118,14 @@ impl<'a> Item<'a> {
         } else {
             vec![None]
         };
+        let traffic = analysis.traffic(&tensor.name);
+        let shares = analysis.errors.shares(&tensor.name, &traffic);
+        let shares: Rc<[f64]> = shares.unwrap_or_default().into();
         experts.into_iter().map(move |expert| Item {
             tensor,
             expert,
             types: types.clone(),
+            shares: Rc::clone(&shares),
         })
     }
 
@@ -134,29 +142,23 @@ impl<'a> Item<'a> {
     /// Expected divergence in a type, and the relative error behind it.
     fn cost(&self, ty: GgmlType, analysis: &Analysis, costs: &CostModel) -> Result<(f64, f64)> {
         let name = &self.tensor.name;
-        let traffic = analysis.traffic(name);
         let missing = || format!("tensor {name}: its error in {ty} was not measured");
+        let errors = analysis.errors.tensor(name).with_context(missing)?;
+        let of_matrix = errors.by_type.get(&ty).with_context(missing)?;
         match self.expert {
             None => {
-                let error = analysis
-                    .errors
-                    .relative(name, ty, &traffic)
-                    .with_context(missing)?;
+                let error = of_matrix
+                    .iter()
+                    .zip(&*self.shares)
+                    .map(|(r, s)| r * s)
+                    .sum();
                 Ok((costs.cost(name, error), error))
             }
             Some(e) => {
-                let errors = analysis.errors.tensor(name).with_context(missing)?;
-                let error = *errors
-                    .by_type
-                    .get(&ty)
-                    .and_then(|v| v.get(e))
-                    .with_context(missing)?;
-                let shares = analysis
-                    .errors
-                    .shares(name, &traffic)
-                    .with_context(missing)?;
+                let error = *of_matrix.get(e).with_context(missing)?;
+                let share = *self.shares.get(e).with_context(missing)?;
                 // The expert's part of what the tensor would cost if all experts had this error.
-                Ok((shares[e] * costs.cost(name, error), error))
+                Ok((share * costs.cost(name, error), error))
             }
         }
     }
@@ -206,7 +208,7 @@ pub fn make_plan(
         .sum();
     let items: Vec<Item<'_>> = choices
         .into_iter()
-        .flat_map(|(tensor, types)| Item::of(tensor, types, granularity))
+        .flat_map(|(tensor, types)| Item::of(tensor, types, granularity, inputs.analysis))
         .collect();
     let headers: u64 = items
         .iter()

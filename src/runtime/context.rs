@@ -156,11 +156,6 @@ impl<'m> Context<'m> {
         })
     }
 
-    /// The options the context was made with.
-    pub fn options(&self) -> &ContextOptions {
-        &self.options
-    }
-
     /// Evaluates sequences from an empty cache, each at most `n_ctx` tokens, at most `n_seq` of them, all of
     /// one length. Logits are computed for positions from `first_output` on. `observer` sees the graph.
     ///

@@ -108,12 +108,6 @@ impl Model {
         Vocab { raw, _model: self }
     }
 
-    /// Number of layers.
-    pub fn n_layer(&self) -> usize {
-        // SAFETY: the model is alive.
-        unsafe { sys::llama_model_n_layer(self.raw.as_ptr()) }.max(0) as usize
-    }
-
     /// Context length the model was trained with, in tokens; 0 when unknown.
     pub fn n_ctx_train(&self) -> usize {
         // SAFETY: the model is alive.
