@@ -1,0 +1,1 @@
+//! Matrix multiplications with ggml's quantized weights on CPUs, without ggml.
