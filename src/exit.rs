@@ -53,6 +53,12 @@ pub(crate) fn install() -> Result<()> {
     handle(libc::SIGXFSZ, libc::SIG_IGN)
 }
 
+/// Undoes what a program started in place of this one would inherit. Handlers it does not.
+pub(crate) fn uninstall() {
+    // SAFETY: restores the default action.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_DFL) };
+}
+
 fn disposition(signal: c_int) -> Result<libc::sighandler_t> {
     // SAFETY: a zeroed sigaction is valid, and a null action only asks.
     unsafe {

@@ -4,8 +4,8 @@
 //! [`gguf`] (format; [`hf`] gives Hugging Face folders the form of a GGUF model) → [`model`] (what each tensor
 //! is) → [`analysis`] (what the data reaches, through [`runtime`]) → [`plan`] (a type for every tensor) →
 //! [`encode`] (the new file) → [`evaluate`] and [`tasks`] → [`report`].
-//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`output`], [`progress`] and
-//! [`units`].
+//! Beside it stand what several stages use: [`ggml`] (quantizers), [`metrics`], [`mixed`] (files whose experts
+//! have types of their own), [`output`], [`progress`] and [`units`].
 
 pub mod analysis;
 pub mod cli;
@@ -16,6 +16,7 @@ pub mod ggml;
 pub mod gguf;
 pub mod hf;
 pub mod metrics;
+pub mod mixed;
 pub mod model;
 pub mod output;
 pub mod plan;

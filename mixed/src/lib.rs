@@ -14,6 +14,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod stand_in;
+
 /// The first bytes of a mixed tensor.
 pub const MAGIC: [u8; 8] = *b"MOQAMIX1";
 /// Version of the form.

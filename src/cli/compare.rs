@@ -217,7 +217,7 @@ impl Bench<'_> {
         let types = plan.types();
         let records = steps::records(
             self.source,
-            &steps::plan_digest(&types),
+            &steps::plan_digest(&types, &plan.expert_types()),
             &plan.analysis_digest,
         );
         let metadata = output_metadata(gguf, &types, &records);

@@ -8,7 +8,6 @@ use clap::Args;
 use super::{Global, steps};
 use crate::analysis::{Corpus, TextPath, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
-use crate::gguf::Gguf;
 use crate::output::{check_writable, refuse_overwriting};
 use crate::runtime::{Model, ModelOptions};
 
@@ -37,12 +36,12 @@ pub(super) struct EvalArgs {
 }
 
 /// Loads a model for evaluation, its file checked by our own reader first.
-fn load(path: &Path) -> Result<Model> {
+fn load(path: &Path, global: &Global) -> Result<Model> {
     let options = ModelOptions {
         repack: true,
         ..ModelOptions::default()
     };
-    steps::load(&Gguf::open(path)?, &options)
+    steps::load(&steps::open_to_run(path, global)?, &options)
 }
 
 fn is_logits_file(path: &Path) -> Result<bool> {
@@ -65,14 +64,14 @@ pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
         refuse_overwriting(path, sources.map(PathBuf::as_path))?;
         check_writable(path)?;
     }
-    let model = load(&args.model)?;
+    let model = load(&args.model, global)?;
     let mut saved = None;
     let mut other = None;
     if let Some(path) = &args.against {
         if is_logits_file(path)? {
             saved = Some(LogitsReader::open(path)?);
         } else {
-            other = Some(load(path)?);
+            other = Some(load(path, global)?);
         }
     }
     let chunks = match &saved {

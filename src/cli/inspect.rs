@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{Global, analyze, steps};
 use crate::analysis;
 use crate::gguf::{Gguf, TensorInfo};
+use crate::mixed::{MixedTensor, mixed_tensors};
 use crate::model::ModelView;
 use crate::plan::Plan;
 
@@ -43,8 +44,25 @@ struct ModelReport {
     moqa: Vec<(String, String)>,
     types: Vec<Group>,
     roles: Vec<Group>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mixed: Option<MixedReport>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<TensorReport>,
+}
+
+/// The tensors of a mixed file whose experts have types of their own.
+#[derive(Default, Serialize)]
+struct MixedReport {
+    tensors: usize,
+    /// Bytes in their carriers.
+    bytes: u64,
+    /// Of these, bytes of the experts' blocks.
+    expert_bytes: u64,
+    /// Headers and padding.
+    container_bytes: u64,
+    /// What the carriers are larger than their contents.
+    slack_bytes: u64,
+    carriers: Vec<Group>,
 }
 
 /// Tensors of one type, or of one role.
@@ -65,9 +83,13 @@ struct Share {
 
 impl Share {
     fn add(&mut self, tensor: &TensorInfo) {
+        self.add_part(tensor.n_elems(), tensor.n_bytes());
+    }
+
+    fn add_part(&mut self, parameters: u64, bytes: u64) {
         self.tensors += 1;
-        self.parameters += tensor.n_elems();
-        self.bytes += tensor.n_bytes();
+        self.parameters += parameters;
+        self.bytes += bytes;
     }
 }
 
@@ -77,7 +99,11 @@ fn by_bytes(groups: BTreeMap<String, Share>) -> Vec<Group> {
         .into_iter()
         .map(|(name, share)| Group {
             name,
-            bits_per_weight: share.bytes as f64 * 8.0 / share.parameters.max(1) as f64,
+            bits_per_weight: if share.parameters == 0 {
+                0.0
+            } else {
+                share.bytes as f64 * 8.0 / share.parameters as f64
+            },
             share,
         })
         .collect();
@@ -93,6 +119,12 @@ struct TensorReport {
     ty: String,
     bytes: u64,
     file_offset: u64,
+    /// Of a mixed tensor: the type that the file states.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    carrier: Option<String>,
+    /// Of a mixed tensor: the type of each expert.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    experts: Vec<String>,
 }
 
 pub(super) fn run(args: InspectArgs, global: &Global) -> Result<()> {
@@ -151,7 +183,14 @@ fn print_analysis(a: &analysis::Analysis, global: &Global) -> Result<()> {
 
 fn inspect_model(gguf: &Gguf, args: &InspectArgs, global: &Global) -> Result<()> {
     let view = ModelView::new(gguf).with_context(|| format!("{}", args.file.display()))?;
+    let mixed = mixed_tensors(gguf)?;
     if args.tensor_type_file {
+        crate::mixed::refuse(gguf).with_context(|| {
+            format!(
+                "{}: llama-quantize cannot give experts types of their own",
+                args.file.display()
+            )
+        })?;
         let mut plan = Plan::default();
         for t in view.tensors.iter().filter(|t| t.quantizable) {
             let tensor = &gguf.tensors[t.index];
@@ -167,18 +206,25 @@ fn inspect_model(gguf: &Gguf, args: &InspectArgs, global: &Global) -> Result<()>
         print!("{}", plan.to_tensor_type_file());
         return Ok(());
     }
-    let report = report_model(gguf, &view, args.tensors);
+    let report = report_model(gguf, &view, &mixed, args.tensors);
     global.print(&report, || report.to_text())
 }
 
-fn report_model(gguf: &Gguf, view: &ModelView, list: bool) -> ModelReport {
+fn report_model(gguf: &Gguf, view: &ModelView, mixed: &[MixedTensor], list: bool) -> ModelReport {
     let mut types: BTreeMap<String, Share> = BTreeMap::new();
     let mut roles: BTreeMap<String, Share> = BTreeMap::new();
     let mut tensors = Vec::new();
     for t in &view.tensors {
         let tensor = &gguf.tensors[t.index];
-        let (ty, role) = (tensor.ty.to_string(), t.role.to_string());
-        types.entry(ty.clone()).or_default().add(tensor);
+        let (mut ty, role) = (tensor.ty.to_string(), t.role.to_string());
+        let parts = mixed.iter().find(|m| m.index == t.index);
+        match parts {
+            Some(m) => {
+                add_experts(&mut types, tensor, m);
+                ty = m.summary();
+            }
+            None => types.entry(ty.clone()).or_default().add(tensor),
+        }
         roles.entry(role.clone()).or_default().add(tensor);
         if list {
             tensors.push(TensorReport {
@@ -188,6 +234,10 @@ fn report_model(gguf: &Gguf, view: &ModelView, list: bool) -> ModelReport {
                 ty,
                 bytes: tensor.n_bytes(),
                 file_offset: tensor.file_offset,
+                carrier: parts.map(|_| tensor.ty.to_string()),
+                experts: parts
+                    .map(|m| m.types.iter().map(|ty| ty.to_string()).collect())
+                    .unwrap_or_default(),
             });
         }
     }
@@ -214,8 +264,55 @@ fn report_model(gguf: &Gguf, view: &ModelView, list: bool) -> ModelReport {
             .collect(),
         types,
         roles,
+        mixed: (!mixed.is_empty()).then(|| report_mixed(gguf, mixed)),
         tensors,
     }
+}
+
+/// What is in a mixed tensor beside experts, in the list of types.
+const REST: &str = "(carriers' rest)";
+
+/// Adds the experts of a mixed tensor to the types they have.
+fn add_experts(types: &mut BTreeMap<String, Share>, tensor: &TensorInfo, mixed: &MixedTensor) {
+    let n_elems = tensor.ne(0) * tensor.ne(1);
+    let mut shares: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for (ty, expert) in mixed.types.iter().zip(&mixed.layout.experts) {
+        let share = shares.entry(ty.to_string()).or_default();
+        share.0 += n_elems;
+        share.1 += expert.row_bytes * tensor.ne(1);
+    }
+    let rest = tensor.n_bytes() - mixed.expert_bytes();
+    shares.insert(REST.to_owned(), (0, rest));
+    for (ty, (parameters, bytes)) in shares {
+        types.entry(ty).or_default().add_part(parameters, bytes);
+    }
+}
+
+fn report_mixed(gguf: &Gguf, mixed: &[MixedTensor]) -> MixedReport {
+    let mut report = MixedReport::default();
+    let mut carriers: BTreeMap<String, Share> = BTreeMap::new();
+    for m in mixed {
+        let tensor = &gguf.tensors[m.index];
+        carriers
+            .entry(tensor.ty.to_string())
+            .or_default()
+            .add(tensor);
+        report.tensors += 1;
+        report.bytes += tensor.n_bytes();
+        report.expert_bytes += m.expert_bytes();
+        report.container_bytes += m.layout.bytes - m.expert_bytes();
+        report.slack_bytes += tensor.n_bytes() - m.layout.bytes;
+    }
+    report.carriers = by_bytes(carriers);
+    report
+}
+
+/// Bits a weight; nothing where there are none.
+fn bits(group: &Group) -> String {
+    if group.share.parameters == 0 {
+        return String::new();
+    }
+    format!("{:.2}", group.bits_per_weight)
 }
 
 impl ModelReport {
@@ -252,20 +349,39 @@ impl ModelReport {
             );
             for g in groups {
                 s += &format!(
-                    "{:<24} {:>7} {:>13} {:>13} {:>6.2}\n",
+                    "{:<24} {:>7} {:>13} {:>13} {:>6}\n",
                     g.name,
                     g.share.tensors,
                     g.share.parameters,
                     crate::units::bytes(g.share.bytes),
-                    g.bits_per_weight
+                    bits(g)
                 );
             }
+        }
+        if let Some(m) = &self.mixed {
+            let carriers: Vec<String> = m
+                .carriers
+                .iter()
+                .map(|g| format!("{} as {}", g.share.tensors, g.name))
+                .collect();
+            s += &format!(
+                "\n{} tensors with experts of different types: {} of blocks, {} of headers and padding, {} left empty by the carriers ({:.1} %); {}\nruns with moqa run; moqa unpack makes a stock model of it\n",
+                m.tensors,
+                crate::units::bytes(m.expert_bytes),
+                crate::units::bytes(m.container_bytes),
+                crate::units::bytes(m.slack_bytes),
+                100.0 * m.slack_bytes as f64 / m.bytes.max(1) as f64,
+                carriers.join(", ")
+            );
         }
         if !self.tensors.is_empty() {
             s += "\n";
         }
         for t in &self.tensors {
             s += &format!("{:<48} {:<24} {:<9} {:?}\n", t.name, t.role, t.ty, t.dims);
+            if let Some(carrier) = &t.carrier {
+                s += &format!("    in {carrier}: {}\n", t.experts.join(" "));
+            }
         }
         s
     }

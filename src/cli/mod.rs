@@ -6,11 +6,14 @@ mod convert;
 mod eval;
 mod inspect;
 mod plan;
+mod plugin;
 mod quantize;
 mod report;
+mod run;
 mod simulate;
 mod steps;
 mod tasks;
+mod unpack;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,6 +86,9 @@ enum Command {
     Compare(compare::CompareArgs),
     Report(report::ReportArgs),
     Simulate(simulate::SimulateArgs),
+    Unpack(unpack::UnpackArgs),
+    Run(run::RunArgs),
+    Plugin(plugin::PluginArgs),
     Eval(eval::EvalArgs),
     Tasks(tasks::TasksArgs),
 }
@@ -144,7 +150,7 @@ enum StrategyName {
     Robust,
     /// One type a tensor; runs in any llama.cpp (default)
     UniformExperts,
-    /// A type for each expert; for `moqa simulate`
+    /// A type for each expert; runs in llama.cpp with moqa's plugin (`moqa run`)
     PerExpert,
 }
 
@@ -311,6 +317,9 @@ pub fn main() -> ExitCode {
             Command::Compare(args) => compare::run(args, &cli.global),
             Command::Report(args) => report::run(args, &cli.global),
             Command::Simulate(args) => simulate::run(args, &cli.global),
+            Command::Unpack(args) => unpack::run(args, &cli.global),
+            Command::Run(args) => run::run(args),
+            Command::Plugin(args) => plugin::run(args, &cli.global),
             Command::Eval(args) => eval::run(args, &cli.global),
             Command::Tasks(args) => tasks::run(args, &cli.global),
         }

@@ -7,17 +7,19 @@ use serde::Serialize;
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
 use crate::analysis::{self, Analysis, Importance, Unreached};
-use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
+use crate::encode::{EncodeOptions, EncodeReport, encode_mixed, output_metadata};
 use crate::gguf::GgmlType;
+use crate::mixed::{Mixture, guard_metadata};
 use crate::output::{check_writable, refuse_overwriting, write_file};
-use crate::plan::{Granularity, Plan};
+use crate::plan::Plan;
 
 /// Analyse, plan and write a smaller model
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  moqa quantize model.gguf -o small.gguf --bpw 3.5\n  \
     moqa quantize model.gguf -o small.gguf --like Q4_K_M --text calibration/\n  \
-    moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa"
+    moqa quantize model.gguf -o small.gguf --plan plan.toml --analysis model.moqa\n  \
+    moqa quantize model.gguf -o small.gguf --bpw 3 --strategy per-expert   # runs with moqa run"
 )]
 pub(super) struct QuantizeArgs {
     /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
@@ -57,6 +59,8 @@ pub(super) struct QuantizeArgs {
 struct Outcome<'a> {
     written: &'a EncodeReport,
     source_bytes: u64,
+    /// Whether experts have types of their own: the file needs moqa's plugin.
+    mixed: bool,
     plan: &'a Plan,
 }
 
@@ -64,10 +68,6 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     ensure!(
         args.plan.is_some() || args.budget.is_given(),
         "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
-    );
-    ensure!(
-        args.strategy.granularity()? == Granularity::Tensor,
-        "a GGUF tensor holds one type; plan with --strategy per-expert and measure the plan with moqa simulate"
     );
     let source = steps::open(&args.model, &args.folder, global)?;
     for path in args
@@ -95,11 +95,6 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     let plan = match given {
         Some(mut plan) => {
             plan.fit_to_model(&source.gguf)?;
-            ensure!(
-                plan.expert_types().is_empty(),
-                "{}: the plan gives experts types of their own, which a GGUF tensor cannot hold; measure it with moqa simulate, or plan with --strategy uniform-experts",
-                args.plan.as_deref().unwrap_or(&args.output).display()
-            );
             if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
                 global.progress().note(
                     "warning: the plan was made for another model; its types are used as they are",
@@ -113,10 +108,16 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         write_file(path, plan.to_toml().as_bytes())?;
     }
 
-    let types: BTreeMap<String, GgmlType> = plan.types();
+    let mixture = Mixture::new(&source.gguf, &plan.expert_types())?;
+    let types: BTreeMap<String, GgmlType> = mixture.file_types(plan.types());
     let analysis_digest = analysis::digest(&analysis)?;
-    let records = steps::records(&source, &steps::plan_digest(&types), &analysis_digest);
-    let metadata = output_metadata(&source.gguf, &types, &records);
+    let records = steps::records(
+        &source,
+        &steps::plan_digest(&plan.types(), &plan.expert_types()),
+        &analysis_digest,
+    );
+    let mut metadata = output_metadata(&source.gguf, &types, &records);
+    guard_metadata(&mut metadata, &mixture);
     let unreached = if args.unreached_ones {
         Unreached::Ones
     } else {
@@ -127,10 +128,11 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         n_threads: global.n_threads(),
         split_max_bytes: args.split_max_size,
     };
-    let written = encode(
+    let written = encode_mixed(
         &source.gguf,
         &metadata,
         &types,
+        &mixture,
         &importance,
         &args.output,
         &options,
@@ -140,6 +142,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     let outcome = Outcome {
         written: &written,
         source_bytes,
+        mixed: !mixture.is_empty(),
         plan: &plan,
     };
     global.print(&outcome, || {
@@ -150,6 +153,9 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         };
         for file in &written.files {
             s += &format!("wrote {}\n", file.display());
+        }
+        if !mixture.is_empty() {
+            s += "experts have types of their own: run it with moqa run, or make a stock model of it with moqa unpack\n";
         }
         s + &format!(
             "{} -> {} ({:.1} %) in {:.1} s\n",

@@ -11,7 +11,7 @@ use crate::gguf::GgmlType;
 use crate::output::{check_writable, refuse_overwriting};
 use crate::plan::Plan;
 
-/// Write what a plan makes of a model as a float GGUF, to measure plans that no file can hold yet
+/// Write what a plan makes of a model as a float GGUF, to measure it without the plugin
 ///
 /// Every tensor that the plan names is quantized and turned back into floats. The file is as large as the
 /// source; any llama.cpp runs it, and its outputs are those of the plan but for the rounding of activations.

@@ -10,9 +10,10 @@ use crate::analysis::{
     self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions,
     Unreached, chunk_tokens,
 };
-use crate::encode::{output_metadata, shard_layouts};
+use crate::encode::{EncodeReport, output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
+use crate::mixed;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Plan, PlanInputs, plan_for};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
@@ -37,6 +38,7 @@ pub(super) fn open(path: &Path, folder: &FolderArgs, global: &Global) -> Result<
     } else {
         Gguf::open(path)?
     };
+    mixed::refuse(&gguf).with_context(|| format!("{}", path.display()))?;
     let view = ModelView::new(&gguf).with_context(|| format!("{}", path.display()))?;
     let digest = model::digest(&gguf)?;
     Ok(Source { gguf, view, digest })
@@ -46,6 +48,19 @@ pub(super) fn open(path: &Path, folder: &FolderArgs, global: &Global) -> Result<
 pub(super) fn load(gguf: &Gguf, options: &ModelOptions) -> Result<Model> {
     model::check_runnable(gguf).with_context(|| format!("{}", gguf.paths()[0].display()))?;
     Model::load_source(gguf, options)
+}
+
+/// Opens a GGUF file to be run as it is: of a mixed one, what it holds in stock types.
+pub(super) fn open_to_run(path: &Path, global: &Global) -> Result<Gguf> {
+    let gguf = Gguf::open(path)?;
+    if !mixed::is_guarded(&gguf.metadata) {
+        return Ok(gguf);
+    }
+    global.progress().note(format!(
+        "note: {} is a mixed file; its experts are decoded to f16 in memory to be measured",
+        path.display()
+    ));
+    mixed::plain(gguf, GgmlType::F16)
 }
 
 /// Opens a Hugging Face folder and prints what the user should know about it.
@@ -383,11 +398,19 @@ pub(super) fn records(
     ]
 }
 
-/// Digest of the types that a plan chooses.
-pub(super) fn plan_digest(types: &BTreeMap<String, GgmlType>) -> String {
+/// Digest of the types that a plan chooses, for tensors and for experts.
+pub(super) fn plan_digest(
+    types: &BTreeMap<String, GgmlType>,
+    experts: &BTreeMap<String, Vec<GgmlType>>,
+) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, ty) in types {
         hasher.update(format!("{name}={ty}\n").as_bytes());
+    }
+    for (name, types) in experts {
+        for (expert, ty) in types.iter().enumerate() {
+            hasher.update(format!("{name}[{expert}]={ty}\n").as_bytes());
+        }
     }
     format!("blake3:{}", hasher.finalize().to_hex())
 }
@@ -410,7 +433,7 @@ pub(super) fn plan(
     let importance = Importance::new(analysis, Unreached::default());
     let resolved = budget.resolve(&source.gguf, !analysis.weights.is_empty())?;
     let analysis_digest = analysis::digest(analysis)?;
-    let blank = plan_digest(&BTreeMap::new());
+    let blank = plan_digest(&BTreeMap::new(), &BTreeMap::new());
     let inputs = PlanInputs {
         source: &source.gguf,
         view: &source.view,
@@ -428,6 +451,15 @@ pub(super) fn plan(
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)
+}
+
+/// A line for each file that was written.
+pub(super) fn wrote(written: &EncodeReport) -> String {
+    let lines = written
+        .files
+        .iter()
+        .map(|f| format!("wrote {}\n", f.display()));
+    lines.collect()
 }
 
 /// Bytes of the file that llama-quantize would write for a preset.

@@ -184,7 +184,7 @@ fn score_file(path: &Path, tasks: &[Task], args: &RunArgs, global: &Global) -> R
         repack: true,
         ..ModelOptions::default()
     };
-    let model = steps::load(&Gguf::open(path)?, &load)?;
+    let model = steps::load(&steps::open_to_run(path, global)?, &load)?;
     let options = TaskOptions {
         n_threads: global.n_threads(),
         n_ctx: match model.n_ctx_train() {

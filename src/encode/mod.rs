@@ -4,4 +4,6 @@ mod pipeline;
 mod write;
 
 pub use pipeline::ordered_parallel;
-pub use write::{EncodeOptions, EncodeReport, encode, output_metadata, shard_layouts, simulate};
+pub use write::{
+    EncodeOptions, EncodeReport, encode, encode_mixed, output_metadata, shard_layouts, simulate,
+};

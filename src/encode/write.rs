@@ -2,16 +2,22 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use moqa_mixed::Layout;
 use serde::Serialize;
 
 use super::pipeline::ordered_parallel;
 use crate::analysis::Importance;
 use crate::ggml;
-use crate::gguf::{GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, TensorInfo, shard_path};
+use crate::gguf::{
+    GgmlType, Gguf, GgufError, GgufLayout, GgufWriter, Metadata, TensorInfo, shard_path,
+};
+use crate::mixed::{self, Mixture};
 use crate::output::{AtomicFile, refuse_overwriting};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -104,18 +110,27 @@ pub fn shard_layouts(
     // A version 2 source is written as version 3: same layout, and what llama.cpp writes.
     let version = crate::gguf::DEFAULT_VERSION;
     Ok(match split_max_bytes {
+        // `moqa run` replaces the file with the guard.
+        Some(max) if mixed::is_guarded(metadata) => {
+            GgufLayout::split_after_header(metadata, specs, version, max)?
+        }
         Some(max) => GgufLayout::split(metadata, specs, version, max)?,
         None => vec![GgufLayout::new(metadata, specs, version)?],
     })
 }
 
 /// A run of rows of one tensor.
+#[derive(Clone, Copy)]
 struct Block<'a> {
     tensor: &'a TensorInfo,
     ty: GgmlType,
     first_row: u64,
     n_rows: u64,
     shard: usize,
+    /// A mixed tensor that begins here.
+    begins: Option<&'a Layout>,
+    /// Zero bytes after the rows.
+    zeros: u64,
 }
 
 /// Writes `target` (or its shards). Tensors that `types` does not name keep their type and bytes.
@@ -131,8 +146,36 @@ pub fn encode(
     options: &EncodeOptions,
     progress: &Progress,
 ) -> Result<EncodeReport> {
+    let stock = Mixture::default();
+    encode_mixed(
+        source, metadata, types, &stock, importance, target, options, progress,
+    )
+}
+
+/// As [`encode`], with the experts of the tensors in `mixture` each in its type. `types` must be what
+/// [`Mixture::file_types`] gives, and `metadata` guarded ([`mixed::guard_metadata`]).
+///
+/// # Errors
+/// As [`encode`].
+#[allow(clippy::too_many_arguments)]
+pub fn encode_mixed(
+    source: &Gguf,
+    metadata: &Metadata,
+    types: &BTreeMap<String, GgmlType>,
+    mixture: &Mixture,
+    importance: &Importance,
+    target: &Path,
+    options: &EncodeOptions,
+    progress: &Progress,
+) -> Result<EncodeReport> {
+    ensure!(
+        mixture.is_empty() || mixed::is_guarded(metadata),
+        "a mixed file without its guard must not be written"
+    );
     let convert = |block: &Block<'_>| convert(source, block, importance);
-    write_blocks(source, metadata, types, target, options, progress, &convert)
+    write_blocks(
+        source, metadata, types, mixture, target, options, progress, &convert,
+    )
 }
 
 /// Writes `target` with every tensor that `plan` names quantized as it says, by expert where it says so, and
@@ -176,6 +219,7 @@ pub fn simulate(
         source,
         metadata,
         &kept,
+        &Mixture::default(),
         target,
         options,
         progress,
@@ -183,11 +227,13 @@ pub fn simulate(
     )
 }
 
-/// Writes the file whose tensors have `types`, the bytes of each block by `make`.
+/// Writes the file whose tensors have `types`, or the experts those of `mixture`, the bytes of each block by `make`.
+#[allow(clippy::too_many_arguments)]
 fn write_blocks<'a>(
     source: &'a Gguf,
     metadata: &Metadata,
     types: &BTreeMap<String, GgmlType>,
+    mixture: &Mixture,
     target: &Path,
     options: &EncodeOptions,
     progress: &Progress,
@@ -213,7 +259,15 @@ fn write_blocks<'a>(
             let tensor = source
                 .tensor(&placed.spec.name)
                 .with_context(|| format!("tensor {}: not in the source", placed.spec.name))?;
-            push_blocks(&mut blocks, tensor, placed.spec.ty, shard);
+            match mixture.layout(&tensor.name) {
+                Some(layout) => {
+                    push_experts(&mut blocks, tensor, layout, placed.n_bytes, shard)?;
+                }
+                None => {
+                    let ty = placed.spec.ty;
+                    push_blocks(&mut blocks, tensor, 0..tensor.n_rows(), ty, shard);
+                }
+            }
         }
     }
     let files = paths
@@ -265,8 +319,7 @@ fn write_blocks<'a>(
                 current += 1;
             }
             if let Some(writer) = &mut writers[block.shard] {
-                writer
-                    .write_tensor_bytes(&bytes)
+                write_block(writer, block, &bytes)
                     .with_context(|| cannot_write(&paths[block.shard]))?;
             }
             bar.inc(block.n_rows * block.tensor.ty.row_bytes(block.tensor.ne(0)).unwrap_or(0));
@@ -293,28 +346,84 @@ fn cannot_write(path: &Path) -> String {
     format!("{}: cannot write", path.display())
 }
 
-/// Cuts a tensor into blocks that do not cross from one expert's matrix into the next.
+/// A block's bytes with what stands before and after them.
+fn write_block<W: Write>(
+    writer: &mut GgufWriter<'_, W>,
+    block: &Block<'_>,
+    bytes: &[u8],
+) -> Result<(), GgufError> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    if let Some(layout) = block.begins {
+        writer.write_tensor_bytes(&layout.to_header())?;
+    }
+    writer.write_tensor_bytes(bytes)?;
+    let mut left = block.zeros;
+    while left > 0 {
+        let n = left.min(ZEROS.len() as u64);
+        writer.write_tensor_bytes(&ZEROS[..n as usize])?;
+        left -= n;
+    }
+    Ok(())
+}
+
+/// Cuts rows of a tensor into blocks that do not cross from one expert's matrix into the next.
 fn push_blocks<'a>(
     blocks: &mut Vec<Block<'a>>,
     tensor: &'a TensorInfo,
+    rows: Range<u64>,
     ty: GgmlType,
     shard: usize,
 ) {
     let per_matrix = tensor.ne(1);
-    let rows = tensor.n_rows();
     let per_block = (BLOCK_VALUES / tensor.ne(0).max(1)).max(1);
-    let mut row = 0;
-    while row < rows {
-        let n_rows = per_block.min(per_matrix - row % per_matrix).min(rows - row);
+    let mut row = rows.start;
+    while row < rows.end {
+        let n_rows = (per_block.min(per_matrix - row % per_matrix)).min(rows.end - row);
         blocks.push(Block {
             tensor,
             ty,
             first_row: row,
             n_rows,
             shard,
+            begins: None,
+            zeros: 0,
         });
         row += n_rows;
     }
+}
+
+/// Cuts a mixed tensor, which has `tensor_bytes` in its carrier, into blocks.
+fn push_experts<'a>(
+    blocks: &mut Vec<Block<'a>>,
+    tensor: &'a TensorInfo,
+    layout: &'a Layout,
+    tensor_bytes: u64,
+    shard: usize,
+) -> Result<()> {
+    let n_out = layout.shape.n_out;
+    let first = blocks.len();
+    let ends = (layout.experts[1..].iter().map(|e| e.offset)).chain([tensor_bytes]);
+    for ((expert, end), number) in layout.experts.iter().zip(ends).zip(0u64..) {
+        let ty = GgmlType::from_id(expert.type_id)
+            .with_context(|| format!("tensor {}: unknown type", tensor.name))?;
+        push_blocks(
+            blocks,
+            tensor,
+            number * n_out..(number + 1) * n_out,
+            ty,
+            shard,
+        );
+        if let Some(last) = blocks[first..].last_mut() {
+            let filled = expert.offset + expert.row_bytes * n_out;
+            last.zeros = end
+                .checked_sub(filled)
+                .with_context(|| format!("tensor {}: no room in its carrier", tensor.name))?;
+        }
+    }
+    if let Some(block) = blocks.get_mut(first) {
+        block.begins = Some(layout);
+    }
+    Ok(())
 }
 
 fn convert<'a>(

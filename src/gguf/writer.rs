@@ -144,11 +144,35 @@ impl GgufLayout {
         version: u32,
         max_bytes: u64,
     ) -> Result<Vec<GgufLayout>, GgufError> {
+        Self::shards(metadata, tensors, version, max_bytes, false)
+    }
+
+    /// As [`GgufLayout::split`], with a first shard that holds the metadata and no tensors, as
+    /// `llama-gguf-split --no-tensor-first-split` makes it.
+    ///
+    /// # Errors
+    /// As [`GgufLayout::split`].
+    pub fn split_after_header(
+        metadata: &Metadata,
+        tensors: Vec<TensorSpec>,
+        version: u32,
+        max_bytes: u64,
+    ) -> Result<Vec<GgufLayout>, GgufError> {
+        Self::shards(metadata, tensors, version, max_bytes, true)
+    }
+
+    fn shards(
+        metadata: &Metadata,
+        tensors: Vec<TensorSpec>,
+        version: u32,
+        max_bytes: u64,
+        header_first: bool,
+    ) -> Result<Vec<GgufLayout>, GgufError> {
         // One layout of the whole checks everything that concerns more than one shard.
         let whole = GgufLayout::new(metadata, tensors, version)?;
         let n_tensors = whole.tensors.len();
 
-        let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
+        let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new(); 1 + usize::from(header_first)];
         let mut shard_bytes = 0u64;
         for t in whole.tensors {
             let bytes = t.n_bytes + t.padding;

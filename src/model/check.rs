@@ -36,6 +36,7 @@ const EPSILONS: [&str; 3] = [
 /// # Errors
 /// Names the key or tensor that llama.cpp would stumble over, and leaves the file's name to the caller.
 pub fn check_runnable(gguf: &Gguf) -> Result<()> {
+    crate::mixed::refuse(gguf)?;
     let arch = gguf
         .metadata
         .get_str("general.architecture")

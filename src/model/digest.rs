@@ -24,7 +24,7 @@ pub fn digest(gguf: &Gguf) -> Result<String, GgufError> {
     hasher.update(b"moqa model digest 1\0");
 
     let arch = gguf.metadata.get_str("general.architecture").unwrap_or("");
-    let arch_prefix = format!("{arch}.");
+    let arch_prefix = format!("{}.", crate::mixed::base_architecture(arch));
     let mut keys: Vec<(&str, &Value)> = gguf
         .metadata
         .iter()

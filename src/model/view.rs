@@ -10,6 +10,7 @@ use super::name::TensorName;
 use super::policy;
 use super::role::Role;
 use crate::gguf::{Gguf, TensorInfo, Value};
+use crate::mixed;
 use crate::units;
 
 /// What is known about one tensor.
@@ -43,7 +44,7 @@ pub struct TensorView {
 /// What the tensors of a model are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelView {
-    /// `general.architecture`.
+    /// `general.architecture`, of a mixed file without the guard.
     pub arch: String,
     /// Layers, NextN layers included.
     pub n_layer: usize,
@@ -68,6 +69,7 @@ impl ModelView {
         let arch = meta.get_str("general.architecture").context(
             "key general.architecture is missing: this is not a model; give a GGUF model",
         )?;
+        let arch = mixed::base_architecture(arch);
         let size = |key: &str| -> Result<Option<usize>> {
             let key = format!("{arch}.{key}");
             let Some(value) = meta.get(&key) else {

@@ -1,6 +1,7 @@
 //! A type for every tensor under a byte budget.
 
 mod candidates;
+pub mod carrier;
 mod cost;
 pub mod knapsack;
 mod recipe;
