@@ -448,9 +448,9 @@ fn strategies_report_and_comparison() {
         assert!(!name.contains("attn_v") || ty == "q8_0", "{name}: {ty}");
     }
 
-    // A plan by expert is not written as a GGUF, but simulated.
+    // A plan by expert is written as a mixed file, and can be simulated.
     let small = at("small.gguf");
-    let refused = moqa(&[
+    moqa_ok(&[
         "quantize",
         s(&model),
         "--plan",
@@ -461,8 +461,8 @@ fn strategies_report_and_comparison() {
         s(&small),
         "-q",
     ]);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("moqa simulate") && !small.exists());
+    let written = Gguf::open(&small).unwrap();
+    assert!(moqa::mixed::is_guarded(&written.metadata));
     let simulated = at("simulated.gguf");
     moqa_ok(&[
         "simulate",
@@ -494,6 +494,8 @@ fn strategies_report_and_comparison() {
     };
     let kld = eval(&simulated);
     assert!(kld > 1e-4 && kld < 0.02, "{kld}");
+    let of_mixed = eval(&small);
+    assert!((of_mixed - kld).abs() < 0.2 * kld, "{of_mixed} and {kld}");
 
     let page = at("r.html");
     moqa_ok(&[

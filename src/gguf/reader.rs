@@ -223,7 +223,12 @@ impl Gguf {
                 None => ParsedFile::open(shard, &mut memory)?,
             };
             let keys = file.split_keys()?;
-            if keys.and_then(|k| k.no) != Some(i) || keys.map(|k| k.count) != Some(count) {
+            let is_its = match keys {
+                Some(keys) => keys.no == Some(i) && keys.count == count,
+                // Of files after the first, llama.cpp reads the number only.
+                None => i > 0 && file.metadata.get(split::KEY_SPLIT_NO) == Some(&(i as u16).into()),
+            };
+            if !is_its {
                 return Err(fail(
                     shard,
                     format!(

@@ -80,7 +80,12 @@ impl StandIn {
             &blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex()[..16],
             file.as_raw_fd()
         ));
-        fs::create_dir_all(&folder).with_context(|| format!("{}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| {
+            format!(
+                "{}: cannot make this folder of links; name a place for it with XDG_CACHE_HOME",
+                folder.display()
+            )
+        })?;
         let name = prefix.file_name().context("the file has no name")?;
         let link = |no: usize| shard_path(&folder.join(name), no, count);
         make_link(&header, &link(0))?;
