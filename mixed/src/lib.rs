@@ -449,7 +449,10 @@ mod tests {
             }
         }
         for length in 0..200 {
-            assert!(!matches!(find(&tensor[..length], SHAPE, block), Ok(Some(_))));
+            assert!(!matches!(
+                find(&tensor[..length], SHAPE, block),
+                Ok(Some(_))
+            ));
         }
     }
 

@@ -129,23 +129,44 @@ impl Abi {
         let new_buffer = positions!(
             sys::ggml_backend_buffer,
             0,
-            [iface.free_buffer, iface.get_base, iface.init_tensor, iface.clear, iface.reset]
+            [
+                iface.free_buffer,
+                iface.get_base,
+                iface.init_tensor,
+                iface.clear,
+                iface.reset
+            ]
         );
         let new_backend = positions!(
             sys::ggml_backend,
             guid,
-            [iface.get_name, iface.free, iface.synchronize, iface.graph_compute, device]
+            [
+                iface.get_name,
+                iface.free,
+                iface.synchronize,
+                iface.graph_compute,
+                device
+            ]
         );
         let new_context = offset_of!(sys::ggml_backend_buffer, context) / WORD;
-        let old_type =
-            positions!(BufferTypeV2, 0, [get_alignment, get_max_size, is_host, device]);
+        let old_type = positions!(
+            BufferTypeV2,
+            0,
+            [get_alignment, get_max_size, is_host, device]
+        );
         match self {
             Self::V2 => Positions {
                 buffer_type: old_type,
                 buffer: positions!(
                     BufferV2,
                     0,
-                    [iface.free_buffer, iface.get_base, iface.init_tensor, iface.clear, iface.reset]
+                    [
+                        iface.free_buffer,
+                        iface.get_base,
+                        iface.init_tensor,
+                        iface.clear,
+                        iface.reset
+                    ]
                 ),
                 buffer_context: offset_of!(BufferV2, context) / WORD,
                 backend: positions!(
@@ -164,7 +185,12 @@ impl Abi {
                 buffer_type: positions!(
                     sys::ggml_backend_buffer_type,
                     0,
-                    [iface.get_alignment, iface.get_max_size, iface.is_host, device]
+                    [
+                        iface.get_alignment,
+                        iface.get_max_size,
+                        iface.is_host,
+                        device
+                    ]
                 ),
                 buffer: new_buffer,
                 buffer_context: new_context,

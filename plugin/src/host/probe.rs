@@ -79,7 +79,10 @@ fn called(call: impl FnOnce()) -> usize {
 
 /// Which place of the table an address is.
 fn place_of(address: *const c_void) -> usize {
-    table().iter().position(|p| *p == address).unwrap_or(usize::MAX)
+    table()
+        .iter()
+        .position(|p| *p == address)
+        .unwrap_or(usize::MAX)
 }
 
 /// The layout of a host.
@@ -133,7 +136,11 @@ pub fn layout(host: &Symbols, registry: Option<Registry>) -> Result<Abi, Error> 
         format!("{:?}", device(host)),
         format!("{:?}", DEVICE),
     )?;
-    compare("registry entry", format!("{:?}", reg(host)), format!("{:?}", REG))?;
+    compare(
+        "registry entry",
+        format!("{:?}", reg(host)),
+        format!("{:?}", REG),
+    )?;
     Ok(abi)
 }
 
@@ -177,7 +184,7 @@ const REG: [usize; 4] = {
 fn device(host: &Symbols) -> [usize; 13] {
     let mut places = table();
     let dev: sys::ggml_backend_dev_t = places.as_mut_ptr().cast();
-    let null = std::ptr::null_mut;
+    use std::ptr::{null, null_mut};
     let (mut free, mut total) = (0, 0);
     // Larger than the properties of any version, which the host clears.
     let mut props = [0u64; 64];
@@ -193,9 +200,9 @@ fn device(host: &Symbols) -> [usize; 13] {
             called(|| _ = (host.ggml_backend_dev_init)(dev, null())),
             called(|| _ = (host.ggml_backend_dev_buffer_type)(dev)),
             called(|| _ = (host.ggml_backend_dev_host_buffer_type)(dev)),
-            called(|| _ = (host.ggml_backend_dev_buffer_from_host_ptr)(dev, null(), 0, 0)),
+            called(|| _ = (host.ggml_backend_dev_buffer_from_host_ptr)(dev, null_mut(), 0, 0)),
             called(|| _ = (host.ggml_backend_dev_supports_op)(dev, null())),
-            called(|| _ = (host.ggml_backend_dev_supports_buft)(dev, null())),
+            called(|| _ = (host.ggml_backend_dev_supports_buft)(dev, null_mut())),
             called(|| _ = (host.ggml_backend_dev_offload_op)(dev, null())),
             place_of((host.ggml_backend_dev_backend_reg)(dev).cast()),
         ]
@@ -291,7 +298,9 @@ fn positions(host: &Symbols) -> Positions {
         let buffer_context = if (host.ggml_backend_buffer_get_type)(buffer) == buft
             && (host.ggml_backend_buffer_get_size)(buffer) == 4096
         {
-            (0..13).find(|i| *words.add(*i) == context).unwrap_or(usize::MAX)
+            (0..13)
+                .find(|i| *words.add(*i) == context)
+                .unwrap_or(usize::MAX)
         } else {
             usize::MAX
         };
@@ -374,9 +383,12 @@ unsafe fn compare(host: &Symbols, context: *mut sys::ggml_context) -> Result<Num
         check((*w).nb == [4, 256, 1536, 6144], "nb")?;
         check((host.ggml_nbytes)(w) == 6144, "bytes")?;
         check((*y).ne == [6, 2, 3, 1] && (*y).type_ == f32, "a result")?;
-        check((*y).src[..4] == [w, x, ids, std::ptr::null_mut()], "src")?;
+        check((&(*y).src)[..4] == [w, x, ids, std::ptr::null_mut()], "src")?;
         check((*w).buffer.is_null() && (*w).data.is_null(), "buffer")?;
-        check((*view).view_src == m && (*view).view_offs == 512, "view_src")?;
+        check(
+            (*view).view_src == m && (*view).view_offs == 512,
+            "view_src",
+        )?;
         (*w).data = (&raw mut *w).cast();
         check((host.ggml_get_data)(w) == (*w).data, "data")?;
         (*w).data = std::ptr::null_mut();

@@ -15,7 +15,9 @@ pub enum Error {
     )]
     Missing(&'static str),
     /// Two copies, and nothing says which one asks.
-    #[error("more than one ggml in this process, and no way to tell which one loads this library: {0}")]
+    #[error(
+        "more than one ggml in this process, and no way to tell which one loads this library: {0}"
+    )]
     Ambiguous(String),
 }
 
@@ -135,14 +137,20 @@ pub struct Registry {
 
 impl Registry {
     fn resolve(find: &dyn Fn(&CStr) -> *mut c_void) -> Option<Self> {
-        let (count, get) = (find(c"ggml_backend_reg_count"), find(c"ggml_backend_reg_get"));
+        let (count, get) = (
+            find(c"ggml_backend_reg_count"),
+            find(c"ggml_backend_reg_get"),
+        );
         if count.is_null() || get.is_null() {
             return None;
         }
         // SAFETY: the addresses of the C functions of these names, whose types `same_types` compares.
         Some(unsafe {
             Self {
-                ggml_backend_reg_count: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(count),
+                ggml_backend_reg_count: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn() -> usize,
+                >(count),
                 ggml_backend_reg_get: std::mem::transmute::<
                     *mut c_void,
                     unsafe extern "C" fn(usize) -> sys::ggml_backend_reg_t,
@@ -190,7 +198,9 @@ pub fn find() -> Result<(Symbols, Option<Registry>), Error> {
             for object in &objects {
                 // An object's dependencies answer for it too: several objects give one copy of ggml.
                 if let Ok(s) = Symbols::resolve(&in_object(object))
-                    && found.iter().all(|(f, _)| f.ggml_backend_buffer_init as usize != s.ggml_backend_buffer_init as usize)
+                    && found.iter().all(|(f, _)| {
+                        f.ggml_backend_buffer_init as usize != s.ggml_backend_buffer_init as usize
+                    })
                 {
                     found.push((s, &object.1));
                 }
@@ -205,8 +215,11 @@ pub fn find() -> Result<(Symbols, Option<Registry>), Error> {
             }
         }
     };
-    let registry = Registry::resolve(&global)
-        .or_else(|| objects.iter().find_map(|object| Registry::resolve(&in_object(object))));
+    let registry = Registry::resolve(&global).or_else(|| {
+        objects
+            .iter()
+            .find_map(|object| Registry::resolve(&in_object(object)))
+    });
     Ok((symbols, registry))
 }
 
@@ -221,7 +234,11 @@ impl Drop for Object {
 }
 
 fn loaded_objects() -> Vec<Object> {
-    unsafe extern "C" fn name_of(info: *mut libc::dl_phdr_info, _: usize, names: *mut c_void) -> c_int {
+    unsafe extern "C" fn name_of(
+        info: *mut libc::dl_phdr_info,
+        _: usize,
+        names: *mut c_void,
+    ) -> c_int {
         // SAFETY: `dl_iterate_phdr` gives a valid record, whose name is null or a string, and hands on the pointer
         // to the vector below.
         unsafe {
@@ -239,7 +256,8 @@ fn loaded_objects() -> Vec<Object> {
         .into_iter()
         .filter_map(|name| {
             // SAFETY: a string; `RTLD_NOLOAD` opens only what is loaded, so no code runs.
-            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+            let handle =
+                unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
             (!handle.is_null()).then_some(Object(handle, name))
         })
         .collect()
