@@ -1,1 +1,34 @@
 //! Matrix multiplications with ggml's quantized weights on CPUs, without ggml.
+//!
+//! ```
+//! use moqa_kernels::{Isa, Scratch, Type, Weights, matmul};
+//! let isa = Isa::detect();
+//! let (n_in, n_rows) = (64, 3);
+//! let data = vec![0u8; n_rows * Type::Q8_0.row_bytes(n_in).unwrap()];
+//! let weights = Weights::new(Type::Q8_0, &data, data.len() / n_rows, n_rows, n_in)?;
+//! let form = weights.ty().activation();
+//! let mut acts = vec![0; form.row_bytes(n_in)];
+//! form.quantize_row(isa, &[1.0; 64], &mut acts)?;
+//! let mut out = [0f32; 3];
+//! matmul(isa, &weights, 0..n_rows, &acts, &[0], &mut out, &mut Scratch::new())?;
+//! # Ok::<(), moqa_kernels::Error>(())
+//! ```
+
+mod activation;
+mod blocks;
+mod error;
+mod f16;
+mod isa;
+mod matmul;
+mod reference;
+mod tables;
+mod types;
+mod weights;
+
+pub use activation::Activation;
+pub use error::Error;
+pub use isa::Isa;
+pub use matmul::{Scratch, matmul};
+pub use reference::dequantize_row;
+pub use types::Type;
+pub use weights::Weights;

@@ -11,6 +11,17 @@
 //! 36  4  alignment, 64                      8  8  offset of the expert from the start of the tensor
 //! ```
 //! All numbers are little-endian. The header ends with zeros at a multiple of 64, and so does every expert.
+//!
+//! A GGUF file gives the tensor some ggml type of the right size, so nothing but these bytes tells it from an
+//! ordinary one. Its last 64 bytes are therefore a seal that repeats what the header says: a reader that finds one
+//! of the two knows that the other must be there, and damage to either is noticed ([`find`]).
+//!
+//! ```text
+//! end - 64  8  magic "1XIMAQOM"                 end - 40  8  checksum that the header holds
+//! end - 56  4  version, 1                       end - 32  8  bytes of the tensor, seal included
+//! end - 52  4  n_expert                         end - 24  8  checksum of the seal with this field zero
+//! end - 48  8  bytes of header and experts      end - 16  16 zero
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +33,11 @@ pub const MAGIC: [u8; 8] = *b"MOQAMIX1";
 pub const VERSION: u32 = 1;
 /// Header and experts begin at multiples of this.
 pub const ALIGNMENT: u64 = 64;
+
+/// The first bytes of the seal at a mixed tensor's end.
+pub const SEAL_MAGIC: [u8; 8] = *b"1XIMAQOM";
+/// Bytes of the seal.
+pub const SEAL_BYTES: u64 = 64;
 
 const FIXED: u64 = 64;
 const ENTRY: u64 = 16;
@@ -99,6 +115,9 @@ pub enum Error {
     /// An entry contradicts the others or lies outside the tensor.
     #[error("expert {expert}: its entry is not valid ({what})")]
     Entry { expert: usize, what: &'static str },
+    /// Header and seal do not agree, or one of them is gone.
+    #[error("the mixed tensor is damaged: {0}")]
+    Seal(&'static str),
     /// Sizes that no file has.
     #[error("the sizes of the mixed tensor are too large")]
     TooLarge,
@@ -272,7 +291,69 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// Bytes that a tensor must at least have for header, experts and seal.
+    pub fn sealed_bytes(&self) -> u64 {
+        self.bytes.saturating_add(SEAL_BYTES)
+    }
+
+    /// The last bytes of a tensor of `tensor_bytes`, which has this layout.
+    pub fn to_seal(&self, tensor_bytes: u64) -> [u8; SEAL_BYTES as usize] {
+        let mut out = [0; SEAL_BYTES as usize];
+        out[..8].copy_from_slice(&SEAL_MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&(self.shape.n_expert as u32).to_le_bytes());
+        out[16..24].copy_from_slice(&self.bytes.to_le_bytes());
+        out[24..32].copy_from_slice(&self.to_header()[CHECKSUM]);
+        out[32..40].copy_from_slice(&tensor_bytes.to_le_bytes());
+        let sum = checksum(&out);
+        out[SEAL_CHECKSUM].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+}
+
+/// Whether a whole tensor is a mixed one: `Ok(None)` for an ordinary tensor, which has neither header nor seal, and
+/// the layout of a mixed one. The experts' blocks are not looked at.
+///
+/// # Errors
+/// The tensor has a header or a seal, and they are not both there, valid and of each other.
+pub fn find(
+    tensor: &[u8],
+    shape: Shape,
+    block: impl Fn(u32) -> Option<Block>,
+) -> Result<Option<Layout>, Error> {
+    let seal = tensor.len().checked_sub(SEAL_BYTES as usize);
+    let seal = seal.map(|at| &tensor[at..]);
+    let sealed = seal.is_some_and(|s| s.starts_with(&SEAL_MAGIC));
+    match (is_mixed(tensor), sealed) {
+        (false, false) => return Ok(None),
+        (false, true) => {
+            return Err(Error::Seal(
+                "it ends as a mixed tensor does and does not begin as one",
+            ));
+        }
+        (true, false) => {
+            return Err(Error::Seal(
+                "it begins as a mixed tensor does and does not end as one",
+            ));
+        }
+        (true, true) => {}
+    }
+    let layout = Layout::parse(tensor, tensor.len() as u64, shape, block)?;
+    if layout.sealed_bytes() > tensor.len() as u64 {
+        return Err(Error::Short {
+            have: tensor.len() as u64,
+            need: layout.sealed_bytes(),
+        });
+    }
+    if seal != Some(layout.to_seal(tensor.len() as u64).as_slice()) {
+        return Err(Error::Seal("its seal is not the one of its header"));
+    }
+    Ok(Some(layout))
+}
+
 const CHECKSUM: std::ops::Range<usize> = 48..56;
+const SEAL_CHECKSUM: std::ops::Range<usize> = 40..48;
 
 /// FNV-1a, 64 bits.
 fn checksum(bytes: &[u8]) -> u64 {
@@ -346,6 +427,34 @@ mod tests {
                 Layout::parse(&damaged, layout.bytes, SHAPE, block).is_err(),
                 "bit {bit}"
             );
+        }
+    }
+
+    #[test]
+    fn a_sealed_tensor_is_found_and_any_damage_to_its_marks_is_noticed() {
+        let layout = Layout::new(SHAPE, &[8, 12, 12, 8, 8], block).unwrap();
+        let bytes = layout.sealed_bytes() + 100;
+        let mut tensor = layout.to_header();
+        tensor.resize((bytes - SEAL_BYTES) as usize, 7);
+        assert!(find(&tensor, SHAPE, block).is_err(), "no seal");
+        tensor.extend(layout.to_seal(bytes));
+        assert_eq!(find(&tensor, SHAPE, block), Ok(Some(layout)));
+        assert!(find(&tensor[..tensor.len() - 1], SHAPE, block).is_err());
+        assert_eq!(find(&tensor[1..tensor.len() - 1], SHAPE, block), Ok(None));
+        let header = 0..header_bytes(5) as usize;
+        let seal = tensor.len() - SEAL_BYTES as usize..tensor.len();
+        for at in header.chain(seal) {
+            for bit in 0..8 {
+                let mut damaged = tensor.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(find(&damaged, SHAPE, block).is_err(), "byte {at}");
+            }
+        }
+        for length in 0..200 {
+            assert!(!matches!(
+                find(&tensor[..length], SHAPE, block),
+                Ok(Some(_))
+            ));
         }
     }
 

@@ -1,0 +1,340 @@
+//! Streams: each has its threads and computes graphs.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::{Arc, Mutex};
+
+use ggml_backend_sys as sys;
+
+use super::buffer::{self, NAME, of_host};
+use super::guarded_or;
+use super::tensor::Tensor;
+use crate::compute::Computer;
+use crate::compute::experts::Experts;
+use crate::compute::product::Product;
+use crate::compute::rows::Output;
+use crate::host::Host;
+use crate::log::{debug, error};
+use crate::pool::lock;
+
+/// As many as ggml uses when nobody says.
+const DEFAULT_THREADS: usize = 4;
+
+/// What identifies this kind of stream.
+static GUID: [u8; 16] = *b"\x9e\x1f\x6dmoqa\x42\xb7\x0a\x51\xc3\x88\x2e\xf4\x17";
+
+struct Stream {
+    threads: usize,
+    computer: Option<Computer>,
+    abort: Abort,
+    counts: Counts,
+}
+
+/// Whom to ask whether to go on.
+#[derive(Clone, Copy)]
+struct Abort {
+    callback: sys::ggml_abort_callback,
+    data: *mut c_void,
+}
+
+// SAFETY: the host calls a stream's functions from one thread at a time, and asks for the callback to be called from
+// whichever thread computes.
+unsafe impl Send for Abort {}
+
+#[derive(Default)]
+struct Counts {
+    graphs: u64,
+    by_ids: u64,
+    dense: u64,
+    mixed: u64,
+    rows: u64,
+    steps: u64,
+}
+
+/// The functions of streams.
+pub fn interface() -> sys::ggml_backend_i {
+    sys::ggml_backend_i {
+        get_name: Some(get_name),
+        free: Some(free),
+        graph_compute: Some(graph_compute),
+        ..Default::default()
+    }
+}
+
+unsafe extern "C" fn get_name(_: sys::ggml_backend_t) -> *const c_char {
+    NAME.as_ptr()
+}
+
+/// A new stream. Hosts make one for each context, once the weights are loaded: where a container is damaged they get
+/// none, which llama.cpp reports as a context that could not be made. Loading itself cannot fail: llama.cpp reads
+/// files into host-visible buffers behind our back and does not look at `init_tensor`'s status for mapped ones.
+pub unsafe extern "C" fn init_backend(
+    _: sys::ggml_backend_dev_t,
+    _: *const c_char,
+) -> sys::ggml_backend_t {
+    guarded_or(std::ptr::null_mut(), |host| {
+        let damage = buffer::damage();
+        for message in &damage {
+            error!("{message}");
+        }
+        if !damage.is_empty() {
+            error!("a model that is loaded is damaged: no context is made while it is");
+            return std::ptr::null_mut();
+        }
+        let stream = Box::new(Mutex::new(Stream {
+            threads: DEFAULT_THREADS,
+            computer: None,
+            abort: Abort {
+                callback: None,
+                data: std::ptr::null_mut(),
+            },
+            counts: Counts::default(),
+        }));
+        host.abi.new_backend(
+            GUID.as_ptr().cast_mut().cast(),
+            &super::callbacks(),
+            super::device(host),
+            Box::into_raw(stream).cast(),
+        )
+    })
+}
+
+/// # Safety
+/// `backend` is a live stream of ours.
+unsafe fn stream<'a>(host: &Host, backend: sys::ggml_backend_t) -> &'a Mutex<Stream> {
+    // SAFETY: the caller's promise: the context is what `init_backend` made.
+    unsafe { &*host.abi.backend_context(backend).cast::<Mutex<Stream>>() }
+}
+
+unsafe extern "C" fn free(backend: sys::ggml_backend_t) {
+    guarded_or((), |host| {
+        if backend.is_null() {
+            return;
+        }
+        // SAFETY: the host frees a stream once; both boxes are those that `init_backend` made.
+        unsafe {
+            let context = host.abi.backend_context(backend).cast::<Mutex<Stream>>();
+            let stream = Box::from_raw(context);
+            let counts = &lock(&stream).counts;
+            debug!(
+                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows",
+                counts.graphs, counts.by_ids, counts.mixed, counts.dense, counts.steps, counts.rows
+            );
+            host.abi.free_backend(backend);
+        }
+    });
+}
+
+/// `ggml_backend_set_n_threads`, which hosts find by name.
+pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, threads: c_int) {
+    guarded_or((), |host| {
+        // SAFETY: a live stream of ours.
+        let mut stream = lock(unsafe { stream(host, backend) });
+        stream.threads = usize::try_from(threads).unwrap_or(1).max(1);
+    });
+}
+
+/// `ggml_backend_set_abort_callback`, which hosts find by name.
+pub unsafe extern "C" fn set_abort_callback(
+    backend: sys::ggml_backend_t,
+    callback: sys::ggml_abort_callback,
+    data: *mut c_void,
+) {
+    guarded_or((), |host| {
+        // SAFETY: a live stream of ours.
+        lock(unsafe { stream(host, backend) }).abort = Abort { callback, data };
+    });
+}
+
+unsafe extern "C" fn graph_compute(
+    backend: sys::ggml_backend_t,
+    graph: *mut sys::ggml_cgraph,
+) -> sys::ggml_status {
+    guarded_or(sys::GGML_STATUS_FAILED, |host| {
+        // SAFETY: a live stream of ours.
+        let stream = &mut *lock(unsafe { stream(host, backend) });
+        // SAFETY: a graph whose tensors are allocated and, while this runs, nobody else's.
+        match unsafe { stream.compute(host, graph) } {
+            Ok(status) => status,
+            Err(message) => {
+                error!("{message}");
+                sys::GGML_STATUS_FAILED
+            }
+        }
+    })
+}
+
+/// A node whose tensors were looked up, before its results are claimed.
+struct Node<'a> {
+    tensor: Tensor<'a>,
+    weights: Tensor<'a>,
+    experts: Arc<Experts>,
+}
+
+impl Stream {
+    /// # Safety
+    /// `graph` is the host's, with allocated tensors that are ours while this runs.
+    unsafe fn compute(
+        &mut self,
+        host: &'static Host,
+        graph: *mut sys::ggml_cgraph,
+    ) -> Result<sys::ggml_status, String> {
+        // SAFETY: the caller's promise.
+        let count = unsafe { (host.symbols.ggml_graph_n_nodes)(graph) };
+        self.counts.graphs += 1;
+        let mut step: Vec<Node<'_>> = Vec::new();
+        for number in 0..count {
+            // SAFETY: a node of the graph.
+            let tensor =
+                unsafe { Tensor::new(host, (host.symbols.ggml_graph_node)(graph, number)) };
+            let Some(tensor) = tensor.filter(Tensor::is_wanted) else {
+                continue;
+            };
+            let n = &host.numbers;
+            if [n.none, n.view, n.reshape, n.permute, n.transpose].contains(&tensor.op()) {
+                continue;
+            }
+            if tensor.op() != n.mul_mat_id && tensor.op() != n.mul_mat {
+                return Err(format!(
+                    "{}: {} is not computed here; was it given the bytes of a mixed tensor?",
+                    tensor.name(),
+                    tensor.op_name()
+                ));
+            }
+            // SAFETY: the caller's promise.
+            let node = unsafe { Node::new(host, tensor) }?;
+            if step.iter().any(|earlier| earlier.meets(&node)) {
+                // SAFETY: the caller's promise.
+                unsafe { self.flush(host, &mut step) }?;
+                if self.aborted() {
+                    return Ok(sys::GGML_STATUS_ABORTED);
+                }
+            }
+            step.push(node);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.flush(host, &mut step) }?;
+        Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    fn aborted(&self) -> bool {
+        // SAFETY: the host's callback with the data that it gave for it.
+        self.abort
+            .callback
+            .is_some_and(|f| unsafe { f(self.abort.data) })
+    }
+
+    /// Computes the nodes that are waiting.
+    ///
+    /// # Safety
+    /// As for `compute`, and no node needs another's results or shares its memory.
+    unsafe fn flush(
+        &mut self,
+        host: &'static Host,
+        nodes: &mut Vec<Node<'_>>,
+    ) -> Result<(), String> {
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise: `meets` found nothing in common.
+        let products: Result<Vec<_>, _> =
+            nodes.iter().map(|n| unsafe { n.product(host) }).collect();
+        let products = products?;
+        if self
+            .computer
+            .as_ref()
+            .is_none_or(|c| c.threads() != self.threads)
+        {
+            // The old threads end before new ones begin.
+            self.computer = None;
+            self.computer = Some(Computer::new(self.threads));
+        }
+        for (node, product) in nodes.iter().zip(&products) {
+            let by_ids = node.tensor.op() == host.numbers.mul_mat_id;
+            self.counts.by_ids += u64::from(by_ids);
+            self.counts.dense += u64::from(!by_ids);
+            self.counts.mixed += u64::from(node.experts.is_mixed());
+            self.counts.rows += product.pairs.len() as u64;
+        }
+        self.counts.steps += 1;
+        if let Some(computer) = &mut self.computer {
+            computer.step(&products).map_err(|e| e.to_string())?;
+        }
+        drop(products);
+        nodes.clear();
+        Ok(())
+    }
+}
+
+impl<'a> Node<'a> {
+    /// # Safety
+    /// `tensor` is a node that the host wants computed.
+    unsafe fn new(host: &'static Host, tensor: Tensor<'a>) -> Result<Self, String> {
+        let name = tensor.name();
+        let weights = tensor
+            .src(0)
+            .ok_or_else(|| format!("{name}: it has no weights"))?;
+        // SAFETY: the buffer of a tensor of the graph.
+        let buffer = unsafe { of_host(host, weights.buffer()) }
+            .ok_or_else(|| format!("{name}: its weights are not in a buffer of this backend"))?;
+        let experts = buffer.experts(weights.root())?;
+        if weights.is_view() {
+            return Err(format!(
+                "{name}: its weights are a view of {}",
+                weights.root().name()
+            ));
+        }
+        Ok(Self {
+            tensor,
+            weights,
+            experts,
+        })
+    }
+
+    /// Whether two nodes cannot be computed at once: one's results are among the other's sources or results.
+    fn meets(&self, later: &Node<'_>) -> bool {
+        let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
+        let touches = |a: (usize, usize), b: (usize, usize)| {
+            a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
+        };
+        let (mine, others) = (memory(&self.tensor), memory(&later.tensor));
+        touches(mine, others)
+            || later.tensor.sources().any(|s| touches(mine, memory(&s)))
+            || self.tensor.sources().any(|s| touches(others, memory(&s)))
+    }
+
+    /// # Safety
+    /// The node's tensors are allocated, and its results are nobody else's while the product lives.
+    unsafe fn product(&self, host: &'static Host) -> Result<Product<'_>, String> {
+        let name = self.tensor.name();
+        let error = |e: &dyn std::fmt::Display| format!("{name}: {e}");
+        let input = self
+            .tensor
+            .src(1)
+            .ok_or_else(|| error(&"it has no activations"))?;
+        // SAFETY: the caller's promise; `experts` found the bytes inside the weights' buffer.
+        let (input, output, bytes) = unsafe {
+            let bytes =
+                std::slice::from_raw_parts(self.weights.data().cast_const(), self.weights.bytes());
+            let input = input.input().map_err(|e| error(&e))?;
+            let output: Output<'_> = self.tensor.output().map_err(|e| error(&e))?;
+            (input, output, bytes)
+        };
+        let (data, size) = input.memory();
+        if output.overlaps(data, size) || output.overlaps(bytes.as_ptr(), bytes.len()) {
+            return Err(error(&"its results lie over its sources"));
+        }
+        let name = self.weights.name().into_owned();
+        let product = if self.tensor.op() == host.numbers.mul_mat_id {
+            let ids = self
+                .tensor
+                .src(2)
+                .ok_or_else(|| error(&"it has no expert numbers"))?;
+            // SAFETY: the caller's promise.
+            let ids = unsafe { ids.ids() }.map_err(|e| error(&e))?;
+            Product::by_ids(name, &self.experts, bytes, input, &ids, output)
+        } else {
+            Product::dense(name, &self.experts, bytes, input, output)
+        };
+        product.map_err(|e| error(&e))
+    }
+}

@@ -1,0 +1,257 @@
+//! Products of experts with activations, shared over threads.
+//!
+//! A graph's products are gathered into steps of products that do not need each other's results (gate and up are one
+//! step). A step first brings every activation row that is needed into each form that is needed, once, and then
+//! multiplies. Both are cut into tasks by their shapes alone, and each result depends on its two rows alone: results
+//! are the same for every number of threads.
+
+pub mod experts;
+pub mod product;
+pub mod rows;
+
+use std::sync::Mutex;
+
+use moqa_kernels::{Activation, Isa, Scratch, matmul};
+
+use crate::pool::{Panicked, Pool, lock};
+use product::{Product, row_offset};
+use rows::Input;
+
+/// Why a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The kernels refused.
+    #[error("{name}: {error}")]
+    Kernel {
+        name: String,
+        error: moqa_kernels::Error,
+    },
+    /// A task panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+/// Rows of activations that a task brings into another form.
+const ACTIVATION_ROWS: usize = 8;
+/// Weights of a task: as much as stays in a core's cache while its activations go by.
+const TASK_WEIGHT_BYTES: usize = 48 << 10;
+/// Rows of weights in a task.
+const TASK_ROWS: std::ops::RangeInclusive<usize> = 8..=64;
+/// Activation rows that the kernels get at once.
+const TASK_TOKENS: usize = 128;
+
+/// Threads and their memory.
+pub struct Computer {
+    pool: Pool,
+    threads: Vec<Mutex<ThreadMemory>>,
+    isa: Isa,
+    buffers: Vec<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct ThreadMemory {
+    scratch: Scratch,
+    values: Vec<f32>,
+    act_rows: Vec<u32>,
+    out: Vec<f32>,
+}
+
+/// Activation rows in one form.
+struct Quantized<'a> {
+    input: Input<'a>,
+    form: Activation,
+    /// Rows of `input` that are needed, and where they are in `bytes`; `u32::MAX` for the others.
+    rows: Vec<u32>,
+    index: Vec<u32>,
+    row_bytes: usize,
+}
+
+/// Rows of an expert for all its pairs.
+struct Task {
+    product: usize,
+    expert: usize,
+    first: usize,
+    end: usize,
+    quantized: usize,
+}
+
+impl Computer {
+    /// With so many threads, the caller's included.
+    pub fn new(threads: usize) -> Self {
+        let pool = Pool::new(threads);
+        Self {
+            threads: (0..pool.threads()).map(|_| Mutex::default()).collect(),
+            pool,
+            isa: Isa::detect(),
+            buffers: Vec::new(),
+        }
+    }
+
+    /// Threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Computes products of which none needs another's result.
+    ///
+    /// # Errors
+    /// Kernels refuse, or a task panics; results are then incomplete.
+    pub fn step(&mut self, products: &[Product<'_>]) -> Result<(), Error> {
+        let (quantized, tasks) = plan(products);
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let result = self.steps(products, &quantized, &tasks, &mut buffers);
+        self.buffers = buffers;
+        result
+    }
+
+    fn steps(
+        &mut self,
+        products: &[Product<'_>],
+        quantized: &[Quantized<'_>],
+        tasks: &[Task],
+        buffers: &mut Vec<Vec<u8>>,
+    ) -> Result<(), Error> {
+        buffers.resize_with(quantized.len().max(buffers.len()), Vec::new);
+        let failure: Mutex<Option<Error>> = Mutex::new(None);
+        let fail = |name: &str, error| {
+            lock(&failure).get_or_insert(Error::Kernel {
+                name: name.to_owned(),
+                error,
+            });
+        };
+        let (isa, memory) = (self.isa, &self.threads);
+
+        // Rows are handed to tasks as disjoint pieces of the buffers.
+        let mut pieces = Vec::new();
+        for (q, buffer) in quantized.iter().zip(buffers.iter_mut()) {
+            let bytes = q.rows.len() * q.row_bytes;
+            if buffer.len() < bytes {
+                buffer.resize(bytes, 0);
+            }
+            let rows = q.rows.chunks(ACTIVATION_ROWS);
+            let places = buffer[..bytes].chunks_mut((ACTIVATION_ROWS * q.row_bytes).max(1));
+            pieces.extend(
+                rows.zip(places)
+                    .map(|(rows, place)| Mutex::new((q, rows, place))),
+            );
+        }
+        self.pool.run(pieces.len(), &|thread, tasks| {
+            let values = &mut lock(&memory[thread]).values;
+            for task in tasks {
+                let (q, rows, place) = &mut *lock(&pieces[task]);
+                values.resize(q.input.form().ne[0], 0.0);
+                for (row, out) in rows.iter().zip(place.chunks_exact_mut(q.row_bytes)) {
+                    q.input
+                        .read(row_offset(q.input.form(), *row as usize), values);
+                    if let Err(error) = q.form.quantize_row(isa, values, out) {
+                        fail("activations", error);
+                    }
+                }
+            }
+        })?;
+        drop(pieces);
+
+        let buffers = &*buffers;
+        self.pool.run(tasks.len(), &|thread, numbers| {
+            let memory = &mut *lock(&memory[thread]);
+            for number in numbers {
+                let task = &tasks[number];
+                let product = &products[task.product];
+                let q = &quantized[task.quantized];
+                let acts = &buffers[task.quantized][..q.rows.len() * q.row_bytes];
+                if let Err(error) = multiply(isa, product, task, q, acts, memory) {
+                    fail(&product.name, error);
+                }
+            }
+        })?;
+        failure.into_inner().unwrap_or_default().map_or(Ok(()), Err)
+    }
+}
+
+/// Does a task.
+fn multiply(
+    isa: Isa,
+    product: &Product<'_>,
+    task: &Task,
+    quantized: &Quantized<'_>,
+    acts: &[u8],
+    memory: &mut ThreadMemory,
+) -> Result<(), moqa_kernels::Error> {
+    let weights = product.experts.weights(product.tensor, task.expert)?;
+    let n_rows = task.end - task.first;
+    for pairs in product.of(task.expert).chunks(TASK_TOKENS) {
+        memory.act_rows.clear();
+        memory
+            .act_rows
+            .extend(pairs.iter().map(|p| quantized.index[p.input as usize]));
+        memory.out.resize(pairs.len() * n_rows, 0.0);
+        matmul(
+            isa,
+            &weights,
+            task.first..task.end,
+            acts,
+            &memory.act_rows,
+            &mut memory.out,
+            &mut memory.scratch,
+        )?;
+        for (pair, values) in pairs.iter().zip(memory.out.chunks_exact(n_rows)) {
+            // SAFETY: rows of results are disjoint, a pair has its own row, and tasks of an expert have other
+            // columns.
+            unsafe { product.output.write(pair.output, task.first, values) };
+        }
+    }
+    Ok(())
+}
+
+/// What to bring into which form, and the tasks.
+fn plan<'a>(products: &[Product<'a>]) -> (Vec<Quantized<'a>>, Vec<Task>) {
+    let mut quantized: Vec<Quantized<'a>> = Vec::new();
+    let mut tasks = Vec::new();
+    for (number, product) in products.iter().enumerate() {
+        let experts = product.experts;
+        for expert in 0..experts.len() {
+            let pairs = product.of(expert);
+            if pairs.is_empty() || experts.n_out() == 0 {
+                continue;
+            }
+            let form = experts.ty(expert).activation();
+            let at = quantized
+                .iter()
+                .position(|q| q.form == form && q.input.is_same(&product.input));
+            let at = at.unwrap_or_else(|| {
+                quantized.push(Quantized {
+                    input: product.input,
+                    form,
+                    rows: Vec::new(),
+                    index: vec![u32::MAX; product.input.form().n_rows()],
+                    row_bytes: form.row_bytes(experts.n_in()),
+                });
+                quantized.len() - 1
+            });
+            let q = &mut quantized[at];
+            for pair in pairs {
+                let index = &mut q.index[pair.input as usize];
+                if *index == u32::MAX {
+                    // Fewer rows than `u32` counts: `Product` checks.
+                    *index = q.rows.len() as u32;
+                    q.rows.push(pair.input);
+                }
+            }
+            let rows = (TASK_WEIGHT_BYTES / experts.row_bytes(expert).max(1))
+                .clamp(*TASK_ROWS.start(), *TASK_ROWS.end())
+                / 8
+                * 8;
+            tasks.extend((0..experts.n_out()).step_by(rows).map(|first| Task {
+                product: number,
+                expert,
+                first,
+                end: (first + rows).min(experts.n_out()),
+                quantized: at,
+            }));
+        }
+    }
+    (quantized, tasks)
+}
+
+#[cfg(test)]
+mod tests;
