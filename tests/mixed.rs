@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -122,9 +123,11 @@ fn what_is_written_is_read_and_unpacks_to_what_was_simulated() {
         let smaller = moqa::plan::carrier::carriers(&t.dims)
             .into_iter()
             .rfind(|c| c.1 < t.n_bytes());
-        assert!(m.layout.bytes <= t.n_bytes() && m.layout.bytes > smaller.unwrap().1);
+        let needed = m.layout.sealed_bytes();
+        assert!(needed <= t.n_bytes() && needed > smaller.unwrap().1);
         let data = file.data(t);
-        assert!(data[m.layout.bytes as usize..].iter().all(|b| *b == 0));
+        let empty = m.layout.bytes as usize..data.len() - moqa_mixed::SEAL_BYTES as usize;
+        assert!(data[empty].iter().all(|b| *b == 0));
     }
     // What llama.cpp's loader looks at is the source's but for types.
     for (t, old) in file.tensors.iter().zip(&source.tensors) {
@@ -355,6 +358,7 @@ fn a_split_mixed_file_begins_with_a_header() {
 struct Damage {
     bytes: Vec<u8>,
     at: usize,
+    length: usize,
     layout: Layout,
     shape: Shape,
 }
@@ -366,6 +370,7 @@ impl Damage {
         Damage {
             bytes: fs::read(path).unwrap(),
             at: gguf.tensors[m.index].file_offset as usize,
+            length: gguf.tensors[m.index].n_bytes() as usize,
             shape: m.layout.shape,
             layout: m.layout,
         }
@@ -379,11 +384,13 @@ impl Damage {
         }
     }
 
-    /// With the header that a layout, whatever it says, has.
+    /// With the header and the seal that a layout, whatever it says, has.
     fn with(&self, layout: &Layout) -> String {
         let mut bytes = self.bytes.clone();
         let header = layout.to_header();
         bytes[self.at..self.at + header.len()].copy_from_slice(&header);
+        let seal = layout.to_seal(self.length as u64);
+        bytes[self.at + self.length - seal.len()..self.at + self.length].copy_from_slice(&seal);
         self.problem(bytes)
     }
 }
@@ -394,7 +401,8 @@ fn damaged_headers_are_refused() {
     let damage = Damage::of(&made.file);
     let n = damage.layout.to_header().len();
     assert_eq!(damage.with(&damage.layout), "");
-    for byte in (0..n).step_by(3) {
+    let seal = damage.length - moqa_mixed::SEAL_BYTES as usize..damage.length;
+    for byte in (0..n).step_by(3).chain(seal.step_by(3)) {
         let mut bytes = damage.bytes.clone();
         bytes[damage.at + byte] ^= 0x41;
         let problem = damage.problem(bytes);
@@ -510,21 +518,27 @@ fn the_list_of_mixed_tensors_is_checked() {
     assert!(problem(list(&more)).contains("twice"));
 }
 
-/// A program that shows what it was started with; `moqa run` replaces itself by it.
+/// A shell script that shows what it was started with.
 fn start(
     made: &Made,
     options: &[&str],
     script: &str,
     args: &[&str],
 ) -> (Option<i32>, String, String) {
+    let command = [&["sh", "-c", script, "program"][..], args].concat();
+    start_program(made, options, &command)
+}
+
+/// `moqa run` replaces itself by the program: its status and output.
+fn start_program(made: &Made, options: &[&str], command: &[&str]) -> (Option<i32>, String, String) {
     let plugin = made.at("libggml-moqa.so");
     fs::write(&plugin, b"not loaded by these programs").unwrap();
     let out = Command::new(env!("CARGO_BIN_EXE_moqa"))
         .arg("run")
         .args(["--plugin", s(&plugin)])
         .args(options)
-        .args(["--", "sh", "-c", script, "program"])
-        .args(args)
+        .arg("--")
+        .args(command)
         .env("XDG_CACHE_HOME", made.dir.path())
         .env("MOQA", env!("CARGO_BIN_EXE_moqa"))
         .env_remove("LLAMA_ARG_CPU_MOE")
@@ -603,8 +617,19 @@ fn run_passes_on_what_is_not_its_business() {
     let (_, out, err) = start(&made, &[], show, &["-m", "/no/model.gguf"]);
     assert!(out.starts_with("-m /no/model.gguf") && err.contains("/no/model.gguf"));
 
-    // Metadata by arguments, where the user wants that.
-    let (_, out, _) = start(&made, &["--override"], show, &["-m", &file, "-n", "3"]);
+    // Metadata by arguments, if the program loads the plugin.
+    let program = made.at("program");
+    let script = |devices: &str| {
+        let text = format!(
+            "#!/bin/sh\nif [ \"$1\" = --list-devices ]; then echo {devices}; else {show}; fi\n"
+        );
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let override_with =
+        |args: &[&str]| start_program(&made, &["--override"], &[&[s(&program)][..], args].concat());
+    script("load_backend: loaded MOQA backend from $GGML_BACKEND_PATH");
+    let (_, out, _) = override_with(&["-m", &file, "-n", "3"]);
     let expected = format!("-m {file} -n 3 --override-kv general.architecture=str:qwen3moe\n\n");
     assert_eq!(out, expected);
     let given = [
@@ -613,8 +638,14 @@ fn run_passes_on_what_is_not_its_business() {
         "-m",
         &file,
     ];
-    let (_, out, _) = start(&made, &["--override"], show, &given);
+    let (_, out, _) = override_with(&given);
     assert_eq!(out, format!("{}\n\n", given.join(" ")));
+    script("no devices");
+    let (code, out, err) = override_with(&["-m", &file]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.contains("does not load the plugin"), "{err}");
+    let (code, _, _) = override_with(&["-m", &model]);
+    assert_eq!(code, Some(0));
 
     // Ended by a signal: so is moqa.
     let (code, _, _) = start(&made, &[], "kill -TERM $$", &["-m", &model]);

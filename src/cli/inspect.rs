@@ -58,7 +58,7 @@ struct MixedReport {
     bytes: u64,
     /// Of these, bytes of the experts' blocks.
     expert_bytes: u64,
-    /// Headers and padding.
+    /// Headers, padding and seals.
     container_bytes: u64,
     /// What the carriers are larger than their contents.
     slack_bytes: u64,
@@ -300,8 +300,8 @@ fn report_mixed(gguf: &Gguf, mixed: &[MixedTensor]) -> MixedReport {
         report.tensors += 1;
         report.bytes += tensor.n_bytes();
         report.expert_bytes += m.expert_bytes();
-        report.container_bytes += m.layout.bytes - m.expert_bytes();
-        report.slack_bytes += tensor.n_bytes() - m.layout.bytes;
+        report.container_bytes += m.layout.sealed_bytes() - m.expert_bytes();
+        report.slack_bytes += tensor.n_bytes() - m.layout.sealed_bytes();
     }
     report.carriers = by_bytes(carriers);
     report
@@ -365,7 +365,7 @@ impl ModelReport {
                 .map(|g| format!("{} as {}", g.share.tensors, g.name))
                 .collect();
             s += &format!(
-                "\n{} tensors with experts of different types: {} of blocks, {} of headers and padding, {} left empty by the carriers ({:.1} %); {}\nruns with moqa run; moqa unpack makes a stock model of it\n",
+                "\n{} tensors with experts of different types: {} of blocks, {} of headers, padding and seals, {} left empty by the carriers ({:.1} %); {}\nruns with moqa run; moqa unpack makes a stock model of it\n",
                 m.tensors,
                 crate::units::bytes(m.expert_bytes),
                 crate::units::bytes(m.container_bytes),

@@ -1,6 +1,6 @@
 //! Where the plugin is, and whether a program takes it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -171,6 +171,14 @@ fn install(dir: Option<PathBuf>, global: &Global) -> Result<()> {
             path.display()
         )
     })
+}
+
+/// Whether a program takes the plugin, found by starting it to list its devices.
+///
+/// # Errors
+/// It cannot be started.
+pub(super) fn is_loaded_by(plugin: &Path, program: &OsStr) -> Result<bool> {
+    Ok(check(plugin, &[program.to_owned()])?.loaded)
 }
 
 /// Starts a program with the plugin; by default only to list its devices, for which it loads its backends.

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::plugin;
@@ -24,8 +24,8 @@ pub(super) struct RunArgs {
     /// The plugin [default: the one that `moqa plugin path` prints]
     #[arg(long, value_name = "FILE")]
     plugin: Option<PathBuf>,
-    /// Leave the file in its place and append --override-kv to the arguments. A program that does not load the
-    /// plugin then runs the model all the same, and prints nonsense
+    /// Leave the file in its place and append --override-kv to the arguments, for systems without files in memory.
+    /// Whether the program loads the plugin is then asked first, with --list-devices
     #[arg(long)]
     r#override: bool,
     /// The program and its arguments
@@ -51,6 +51,13 @@ pub(super) fn run(args: RunArgs) -> Result<()> {
         ..Prepared::default()
     };
     prepared.prepare(args.r#override)?;
+    if args.r#override && prepared.architecture.is_some() {
+        ensure!(
+            plugin::is_loaded_by(&plugin, program)?,
+            "{}: does not load the plugin, without which a mixed file gives nonsense; see moqa plugin check",
+            program.display()
+        );
+    }
     let mut command = Command::new(program);
     command
         .args(&prepared.args)

@@ -131,6 +131,8 @@ struct Block<'a> {
     begins: Option<&'a Layout>,
     /// Zero bytes after the rows.
     zeros: u64,
+    /// A mixed tensor that ends here, and its bytes.
+    ends: Option<(&'a Layout, u64)>,
 }
 
 /// Writes `target` (or its shards). Tensors that `types` does not name keep their type and bytes.
@@ -363,6 +365,9 @@ fn write_block<W: Write>(
         writer.write_tensor_bytes(&ZEROS[..n as usize])?;
         left -= n;
     }
+    if let Some((layout, tensor_bytes)) = block.ends {
+        writer.write_tensor_bytes(&layout.to_seal(tensor_bytes))?;
+    }
     Ok(())
 }
 
@@ -387,6 +392,7 @@ fn push_blocks<'a>(
             shard,
             begins: None,
             zeros: 0,
+            ends: None,
         });
         row += n_rows;
     }
@@ -402,7 +408,8 @@ fn push_experts<'a>(
 ) -> Result<()> {
     let n_out = layout.shape.n_out;
     let first = blocks.len();
-    let ends = (layout.experts[1..].iter().map(|e| e.offset)).chain([tensor_bytes]);
+    let seal = tensor_bytes.saturating_sub(moqa_mixed::SEAL_BYTES);
+    let ends = (layout.experts[1..].iter().map(|e| e.offset)).chain([seal]);
     for ((expert, end), number) in layout.experts.iter().zip(ends).zip(0u64..) {
         let ty = GgmlType::from_id(expert.type_id)
             .with_context(|| format!("tensor {}: unknown type", tensor.name))?;
@@ -422,6 +429,9 @@ fn push_experts<'a>(
     }
     if let Some(block) = blocks.get_mut(first) {
         block.begins = Some(layout);
+    }
+    if let Some(block) = blocks[first..].last_mut() {
+        block.ends = Some((layout, tensor_bytes));
     }
     Ok(())
 }

@@ -71,7 +71,10 @@ pub fn mixed_tensors(gguf: &Gguf) -> Result<Vec<MixedTensor>> {
     for (index, tensor) in gguf.tensors.iter().enumerate() {
         if listed.remove(tensor.name.as_bytes()) {
             found.push(read(gguf, index, tensor)?);
-        } else if moqa_mixed::is_mixed(gguf.data(tensor)) {
+        } else if !matches!(
+            moqa_mixed::find(gguf.data(tensor), shape(tensor), block),
+            Ok(None)
+        ) {
             bail!(
                 "{}: it is mixed and key {KEY_TENSORS} does not name it; {ADVICE}",
                 place(gguf, tensor)
@@ -104,8 +107,9 @@ fn read(gguf: &Gguf, index: usize, tensor: &TensorInfo) -> Result<MixedTensor> {
         place(),
         tensor.dims
     );
-    let data = gguf.data(tensor);
-    let layout = Layout::parse(data, data.len() as u64, shape(tensor), block)
+    let found = moqa_mixed::find(gguf.data(tensor), shape(tensor), block);
+    let layout = found
+        .and_then(|layout| layout.ok_or(moqa_mixed::Error::Magic))
         .with_context(|| format!("{}; {ADVICE}", place()))?;
     let types: Option<Vec<GgmlType>> = (layout.experts.iter())
         .map(|e| GgmlType::from_id(e.type_id))

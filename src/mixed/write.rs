@@ -39,10 +39,11 @@ impl Mixture {
             let ids: Vec<u32> = types.iter().map(|ty| ty.id()).collect();
             let layout = Layout::new(shape(tensor), &ids, block)
                 .with_context(|| format!("tensor {name}"))?;
-            let ty = carrier::carrier(&tensor.dims, layout.bytes).with_context(|| {
+            let ty = carrier::carrier(&tensor.dims, layout.sealed_bytes()).with_context(|| {
                 format!(
                     "tensor {name}: no type has room for {} bytes in shape {}",
-                    layout.bytes, tensor.dims
+                    layout.sealed_bytes(),
+                    tensor.dims
                 )
             })?;
             tensors.insert(name.clone(), (ty, layout));

@@ -8,7 +8,7 @@ use super::buffer::{self, NAME, is_expert_weight};
 use super::tensor::Tensor;
 use super::{guarded_or, stream};
 use crate::host::Host;
-use crate::log::debug;
+use crate::log::{debug, error};
 
 /// The functions of the device.
 pub fn interface() -> sys::ggml_backend_device_i {
@@ -45,12 +45,26 @@ unsafe extern "C" fn device_count(_: sys::ggml_backend_reg_t) -> usize {
     1
 }
 
+/// Lets the program read the headers that `moqa run` made for it.
+fn open_stand_ins() {
+    static OPENED: std::sync::Once = std::sync::Once::new();
+    OPENED.call_once(|| match moqa_mixed::stand_in::open_stand_ins() {
+        Ok(0) => {}
+        Ok(n) => debug!("{n} headers of mixed files opened"),
+        Err(e) => error!("the header of a mixed file stays closed: {e}"),
+    });
+}
+
 unsafe extern "C" fn get_device(
     _: sys::ggml_backend_reg_t,
     index: usize,
 ) -> sys::ggml_backend_dev_t {
     guarded_or(std::ptr::null_mut(), |host| match index {
-        0 => super::device(host),
+        0 => {
+            // The host has accepted this backend when it asks for its devices.
+            open_stand_ins();
+            super::device(host)
+        }
         _ => std::ptr::null_mut(),
     })
 }
