@@ -76,7 +76,10 @@ pub fn matmul(
         act_bytes,
         act_rows,
     };
-    let _ = scratch;
+    #[cfg(target_arch = "x86_64")]
+    if crate::x86::matmul(isa, &job, out, scratch) {
+        return Ok(());
+    }
     scalar(&job, out);
     Ok(())
 }
