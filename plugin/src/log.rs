@@ -44,7 +44,8 @@ pub fn log(level: Level, message: Arguments<'_>) {
     }
     // Not `eprintln!`, which panics when the stream is closed.
     use std::io::Write;
-    _ = writeln!(std::io::stderr(), "moqa: {message}");
+    // In one piece: the host writes from a thread of its own.
+    _ = std::io::stderr().write_all(format!("moqa: {message}\n").as_bytes());
 }
 
 fn host_log(level: Level, message: Arguments<'_>) -> bool {
