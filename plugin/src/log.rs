@@ -39,7 +39,9 @@ pub fn log(level: Level, message: Arguments<'_>) {
     if level > threshold() {
         return;
     }
-    if level != Level::Debug && host_log(level, message) {
+    // Programs drop what is not a warning or an error; who asks for details gets it all.
+    let for_host = level <= Level::Warn || level == Level::Info && !debugging();
+    if for_host && host_log(level, message) {
         return;
     }
     // Not `eprintln!`, which panics when the stream is closed.
