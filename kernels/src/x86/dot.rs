@@ -14,10 +14,14 @@ use crate::{
 
 /// Rows that are worked on together, so that their sums are reduced together.
 const ROWS: usize = 4;
-/// Activation rows that a weight block is multiplied with at a time.
-pub(super) const TOKENS: usize = 4;
-/// How far ahead of the block in work its row is asked for.
-const AHEAD: usize = 1024;
+/// How far ahead of the block in work memory is asked for, at least, in bytes of one row.
+const AHEAD: usize = 512;
+
+/// Rows that are worked on together lie one after the other: what comes next is the same place some rows on.
+fn ahead(job: &Job) -> usize {
+    let rows = ROWS * job.weights.row_bytes();
+    if rows < 16384 { rows } else { AHEAD }
+}
 
 /// What is loaded of a float, which the block is known to hold.
 #[inline(always)]
@@ -76,6 +80,7 @@ fn super_rows<S: SuperAvx2, const T: usize>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
+    let ahead = ahead(job);
     let mut sums = [_mm_setzero_ps(); T];
     for b in 0..n_blocks {
         let mut dots = [[_mm256_setzero_si256(); ROWS]; T];
@@ -84,7 +89,7 @@ fn super_rows<S: SuperAvx2, const T: usize>(
         let mut dmin = [0f32; ROWS];
         for r in 0..ROWS {
             for line in 0..S::BYTES.div_ceil(64) {
-                prefetch(rows[r], b * S::BYTES + 64 * line + AHEAD);
+                prefetch(rows[r], b * S::BYTES + 64 * line + ahead);
             }
             // SAFETY: this function has the features.
             let w = unsafe { S::parts(&rows[r][b * S::BYTES..][..S::BYTES]) };
@@ -179,6 +184,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         *a = job.activation(t + i);
     }
     let ones = _mm256_set1_epi16(1);
+    let ahead = ahead(job);
     let mut sums = [_mm_setzero_ps(); T];
     for p in 0..n_pieces {
         let at = p / M::PIECES * M::BYTES;
@@ -186,7 +192,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         let mut d = [0f32; ROWS];
         let mut m = [0f32; ROWS];
         for r in 0..ROWS {
-            prefetch(rows[r], at + AHEAD);
+            prefetch(rows[r], at + ahead);
             let block = &rows[r][at..][..M::BYTES];
             // SAFETY: this function has the features.
             unsafe {
