@@ -1,7 +1,8 @@
 //! Activation rows in the forms that weights are multiplied with.
 //!
 //! Both quantized forms share one layout, blocks of 256 values in 320 bytes: 8 float scales (one for
-//! each 32 values), 16 int16 sums of 16 quantized values each, 256 int8 values in -127..=127. The last
+//! each 32 values), 16 int16 sums of 16 quantized values each (those of even sixteens, then of odd ones, which
+//! is the order that AVX2 scales in), 256 int8 values in -127..=127. The last
 //! block of a row is filled up with zeros. One layout lets every kernel read every row; one scale a
 //! block (Q8K) lets the kernels of 256-weight blocks scale in integers, one for 32 values (Q8) is as
 //! fine as the blocks of the types that it serves.
@@ -65,6 +66,11 @@ impl Activation {
     }
 }
 
+/// Offset in a block of the sum of values `16 * j .. 16 * j + 16`.
+const fn sum_at(j: usize) -> usize {
+    SUMS + 2 * (j / 2 + j % 2 * 8)
+}
+
 /// Up to 256 values into one block.
 fn quantize_block(values: &[f32], group: usize, block: &mut [u8]) {
     block.fill(0);
@@ -83,7 +89,8 @@ fn quantize_block(values: &[f32], group: usize, block: &mut [u8]) {
             .iter()
             .map(|&q| i16::from(q as i8))
             .sum();
-        block[SUMS + 2 * j..SUMS + 2 * j + 2].copy_from_slice(&sum.to_ne_bytes());
+        let at = sum_at(j);
+        block[at..at + 2].copy_from_slice(&sum.to_ne_bytes());
     }
 }
 
@@ -118,10 +125,8 @@ impl<'a> Block<'a> {
 
     /// The sum of values `16 * j .. 16 * j + 16`.
     pub fn sum(self, j: usize) -> i32 {
-        i32::from(i16::from_ne_bytes([
-            self.0[SUMS + 2 * j],
-            self.0[SUMS + 2 * j + 1],
-        ]))
+        let at = sum_at(j);
+        i32::from(i16::from_ne_bytes([self.0[at], self.0[at + 1]]))
     }
 
     pub fn values(self) -> &'a [u8] {

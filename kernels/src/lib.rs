@@ -24,6 +24,8 @@ mod reference;
 mod tables;
 mod types;
 mod weights;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use activation::Activation;
 pub use error::Error;

@@ -6,7 +6,10 @@ use crate::{Error, Isa, Weights, error::at_least, reference};
 
 /// Memory that kernels keep between calls; one for each thread.
 #[derive(Default)]
-pub struct Scratch {}
+pub struct Scratch {
+    #[cfg(target_arch = "x86_64")]
+    buffers: crate::x86::Buffers,
+}
 
 impl Scratch {
     pub fn new() -> Scratch {
@@ -76,7 +79,10 @@ pub fn matmul(
         act_bytes,
         act_rows,
     };
-    let _ = scratch;
+    #[cfg(target_arch = "x86_64")]
+    if crate::x86::matmul(isa, &job, out, &mut scratch.buffers) {
+        return Ok(());
+    }
     scalar(&job, out);
     Ok(())
 }

@@ -57,6 +57,10 @@ impl<'a> Weights<'a> {
         self.n_in
     }
 
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     /// The blocks of row `r`, without what lies between it and the next.
     pub fn row(&self, r: usize) -> &'a [u8] {
         assert!(r < self.n_rows, "row {r} of {}", self.n_rows);

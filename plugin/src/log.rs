@@ -39,12 +39,15 @@ pub fn log(level: Level, message: Arguments<'_>) {
     if level > threshold() {
         return;
     }
-    if level != Level::Debug && host_log(level, message) {
+    // Programs drop what is not a warning or an error; who asks for details gets it all.
+    let for_host = level <= Level::Warn || level == Level::Info && !debugging();
+    if for_host && host_log(level, message) {
         return;
     }
     // Not `eprintln!`, which panics when the stream is closed.
     use std::io::Write;
-    _ = writeln!(std::io::stderr(), "moqa: {message}");
+    // In one piece: the host writes from a thread of its own.
+    _ = std::io::stderr().write_all(format!("moqa: {message}\n").as_bytes());
 }
 
 fn host_log(level: Level, message: Arguments<'_>) -> bool {

@@ -1,1 +1,518 @@
+//! Products against the same sums in `f64` over dequantized weights.
 
+use moqa_kernels::{Type, dequantize_row};
+use moqa_mixed::{Block, Layout, Shape};
+
+use super::Computer;
+use super::experts::Experts;
+use super::product::{Error, Product};
+use super::rows::{Form, Input, Output, read_ids};
+
+/// xorshift64*: enough for weights and routes.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        (self.next() % 20_001) as f32 / 10_000.0 - 1.0
+    }
+
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.float()).collect()
+    }
+}
+
+/// Blocks of a type, of any bits, but with scales of usual sizes.
+fn blocks(random: &mut Random, ty: Type, rows: usize, n_in: usize) -> Vec<u8> {
+    let half = |x: f32| {
+        // Of a normal number below 1, rounded towards zero.
+        let bits = x.to_bits();
+        let exponent = ((bits >> 23) & 0xff) as i32 - 127 + 15;
+        (((bits >> 16) & 0x8000) | ((exponent as u32) << 10) | ((bits >> 13) & 0x3ff)) as u16
+    };
+    let scale = |random: &mut Random| half(0.01 + 0.01 * random.float().abs()).to_le_bytes();
+    let mut out = Vec::new();
+    for _ in 0..rows * n_in / ty.block_elems() {
+        let mut block: Vec<u8> = (0..ty.block_bytes()).map(|_| random.next() as u8).collect();
+        match ty {
+            Type::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
+            Type::F16 => block.copy_from_slice(&half(random.float() * 0.5 + 0.51).to_le_bytes()),
+            Type::BF16 => block.copy_from_slice(&random.float().to_bits().to_le_bytes()[2..]),
+            Type::Q8_0 | Type::Q4_0 => block[..2].copy_from_slice(&scale(random)),
+            Type::Q4_K => {
+                block[..2].copy_from_slice(&scale(random));
+                block[2..4].copy_from_slice(&scale(random));
+            }
+            Type::Q6_K => block[208..].copy_from_slice(&scale(random)),
+            other => panic!("no blocks of {}", other.name()),
+        }
+        out.extend(block);
+    }
+    out
+}
+
+/// Bytes of a tensor whose experts have these types: a mixed container, or an ordinary one.
+fn tensor(random: &mut Random, shape: Shape, types: &[Type], mixed: bool) -> Vec<u8> {
+    let (n_in, n_out) = (shape.n_in as usize, shape.n_out as usize);
+    if !mixed {
+        return types
+            .iter()
+            .flat_map(|ty| blocks(random, *ty, n_out, n_in))
+            .collect();
+    }
+    let ids: Vec<u32> = types.iter().map(|t| t.id()).collect();
+    let layout = Layout::new(shape, &ids, |id| {
+        let ty = Type::from_id(id)?;
+        Some(Block {
+            elems: ty.block_elems() as u64,
+            bytes: ty.block_bytes() as u64,
+        })
+    })
+    .unwrap();
+    let bytes = layout.sealed_bytes() + 32;
+    let mut out = layout.to_header();
+    for (ty, expert) in types.iter().zip(&layout.experts) {
+        out.resize(expert.offset as usize, 0);
+        out.extend(blocks(random, *ty, n_out, n_in));
+    }
+    out.resize((bytes - moqa_mixed::SEAL_BYTES) as usize, 0);
+    out.extend(layout.to_seal(bytes));
+    out
+}
+
+/// Rows of a tensor with gaps of `gap` bytes between rows.
+fn form(ne: [usize; 4], gap: usize) -> Form {
+    let row = ne[0] * 4 + gap;
+    Form {
+        ne,
+        nb: [4, row, row * ne[1], row * ne[1] * ne[2]],
+    }
+}
+
+fn span(form: Form) -> usize {
+    form.nb[3] * form.ne[3]
+}
+
+fn with_gaps(values: &[f32], form: Form) -> Vec<u8> {
+    let mut out = vec![0xee; span(form)];
+    for (row, values) in values.chunks_exact(form.ne[0]).enumerate() {
+        for (i, value) in values.iter().enumerate() {
+            out[row * form.nb[1] + i * 4..][..4].copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+    out
+}
+
+fn floats(bytes: &[u8], form: Form) -> Vec<f32> {
+    (0..form.n_rows())
+        .flat_map(|row| (0..form.ne[0]).map(move |i| row * form.nb[1] + i * 4))
+        .map(|at| f32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap()))
+        .collect()
+}
+
+/// `weights . x` in double precision, and the sum of the products' sizes, which bounds the error of rounding.
+fn reference(experts: &Experts, bytes: &[u8], expert: usize, x: &[f32]) -> Vec<(f64, f64)> {
+    let weights = experts.weights(bytes, expert).unwrap();
+    let mut row = vec![0.0; experts.n_in()];
+    (0..experts.n_out())
+        .map(|r| {
+            dequantize_row(weights.ty(), weights.row(r), &mut row).unwrap();
+            row.iter().zip(x).fold((0.0, 0.0), |(sum, size), (w, x)| {
+                let product = f64::from(*w) * f64::from(*x);
+                (sum + product, size + product.abs())
+            })
+        })
+        .collect()
+}
+
+fn check(found: &[f32], expected: &[(f64, f64)]) {
+    assert_eq!(found.len(), expected.len());
+    for (i, (found, (sum, size))) in found.iter().zip(expected).enumerate() {
+        // Activations have 8 bits: half a step of 1/127 of the largest, which is at most twice a usual one.
+        let error = (f64::from(*found) - sum).abs();
+        assert!(
+            error <= 0.01 * size + 1e-6,
+            "{i}: {found} for {sum} ± {size}"
+        );
+    }
+}
+
+/// A case of `MUL_MAT_ID`.
+struct Case {
+    shape: Shape,
+    types: Vec<Type>,
+    mixed: bool,
+    n_used: usize,
+    n_tokens: usize,
+    /// Whether each slot has activations of its own.
+    own: bool,
+    /// Bytes between rows.
+    gap: usize,
+}
+
+fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed);
+    let shape = case.shape;
+    let bytes = tensor(&mut random, shape, &case.types, case.mixed);
+    let experts = Experts::find(case.types[0], shape, &bytes).unwrap();
+    assert_eq!(experts.is_mixed(), case.mixed);
+    let (n_in, n_out) = (shape.n_in as usize, shape.n_out as usize);
+    let n_slots = if case.own { case.n_used } else { 1 };
+    let in_form = form([n_in, n_slots, case.n_tokens, 1], case.gap);
+    let out_form = form([n_out, case.n_used, case.n_tokens, 1], case.gap);
+    let x = random.floats(n_in * n_slots * case.n_tokens);
+    let ids: Vec<i32> = (0..case.n_used * case.n_tokens)
+        .map(|_| random.below(shape.n_expert as usize) as i32)
+        .collect();
+    let input = with_gaps(&x, in_form);
+    let mut output = vec![0x55; span(out_form)];
+    // SAFETY: both vectors are as long as the forms say.
+    unsafe {
+        let product = Product::by_ids(
+            "test".into(),
+            &experts,
+            &bytes,
+            Input::new(input.as_ptr(), in_form).unwrap(),
+            &ids,
+            Output::new(output.as_mut_ptr(), out_form).unwrap(),
+        )
+        .unwrap();
+        let products = [product];
+        let mut computer = Computer::new(threads);
+        computer.step(&products).unwrap();
+        // Again, with the memory of the first time.
+        computer.step(&products).unwrap();
+    }
+    let found = floats(&output, out_form);
+    for (row, (&id, found)) in ids.iter().zip(found.chunks_exact(n_out.max(1))).enumerate() {
+        let (token, slot) = (row / case.n_used, row % case.n_used);
+        let at = (token * n_slots + slot % n_slots) * n_in;
+        check(
+            found,
+            &reference(&experts, &bytes, id as usize, &x[at..at + n_in]),
+        );
+    }
+    for row in output.chunks_exact(out_form.nb[1]) {
+        assert!(
+            row[n_out * 4..].iter().all(|b| *b == 0x55),
+            "written between rows"
+        );
+    }
+    found
+}
+
+fn case(types: &[Type], n_in: u64, n_out: u64) -> Case {
+    Case {
+        shape: Shape {
+            n_in,
+            n_out,
+            n_expert: types.len() as u64,
+        },
+        types: types.to_vec(),
+        mixed: false,
+        n_used: 2,
+        n_tokens: 5,
+        own: false,
+        gap: 0,
+    }
+}
+
+#[test]
+fn ordinary_experts_agree_with_the_reference() {
+    for ty in [
+        Type::F32,
+        Type::F16,
+        Type::BF16,
+        Type::Q8_0,
+        Type::Q4_0,
+        Type::Q4_K,
+        Type::Q6_K,
+    ] {
+        for n_out in [1, 7, 70] {
+            run(&case(&[ty; 6], 256, n_out), 2, 1 + n_out);
+        }
+    }
+}
+
+#[test]
+fn every_number_of_tokens_and_slots() {
+    for n_tokens in [1, 2, 3, 33, 300] {
+        for n_used in [1, 3, 8] {
+            for own in [false, true] {
+                let more = Case {
+                    n_tokens,
+                    n_used,
+                    own,
+                    gap: 12,
+                    ..case(&[Type::Q8_0; 4], 64, 19)
+                };
+                run(&more, 2, 5);
+            }
+        }
+    }
+}
+
+#[test]
+fn mixed_experts_each_in_their_type() {
+    for own in [false, true] {
+        let mixed = Case {
+            mixed: true,
+            own,
+            n_tokens: 40,
+            n_used: 3,
+            ..case(
+                &[
+                    Type::Q4_K,
+                    Type::Q8_0,
+                    Type::F16,
+                    Type::Q6_K,
+                    Type::Q4_0,
+                    Type::BF16,
+                ],
+                512,
+                70,
+            )
+        };
+        run(&mixed, 3, 9);
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let mixed = Case {
+        mixed: true,
+        n_tokens: 150,
+        ..case(&[Type::Q4_K, Type::Q8_0, Type::F32], 256, 130)
+    };
+    let one: Vec<u32> = run(&mixed, 1, 3).iter().map(|x| x.to_bits()).collect();
+    for threads in [2, 3, 8] {
+        let more: Vec<u32> = run(&mixed, threads, 3)
+            .iter()
+            .map(|x| x.to_bits())
+            .collect();
+        assert!(one == more, "{threads} threads");
+    }
+}
+
+#[test]
+fn products_of_one_step_share_activations() {
+    let mut random = Random(77);
+    let shape = Shape {
+        n_in: 256,
+        n_out: 24,
+        n_expert: 3,
+    };
+    let types = [Type::Q4_K, Type::Q8_0, Type::Q4_K];
+    let gate = tensor(&mut random, shape, &types, true);
+    let up = tensor(&mut random, shape, &[Type::Q8_0; 3], false);
+    let (gate_experts, up_experts) = (
+        Experts::find(Type::Q8_0, shape, &gate).unwrap(),
+        Experts::find(Type::Q8_0, shape, &up).unwrap(),
+    );
+    let in_form = form([256, 1, 4, 1], 0);
+    let out_form = form([24, 2, 4, 1], 0);
+    let x = random.floats(256 * 4);
+    let ids = [0, 1, 1, 2, 2, 0, 1, 0];
+    let input = with_gaps(&x, in_form);
+    let mut outputs = [vec![0u8; span(out_form)], vec![0u8; span(out_form)]];
+    let [a, b] = &mut outputs;
+    // SAFETY: the vectors are as long as the forms say.
+    unsafe {
+        let input = Input::new(input.as_ptr(), in_form).unwrap();
+        let product = |experts, bytes, output: &mut Vec<u8>| {
+            let output = Output::new(output.as_mut_ptr(), out_form).unwrap();
+            Product::by_ids("test".into(), experts, bytes, input, &ids, output).unwrap()
+        };
+        let products = [
+            product(&gate_experts, &gate, a),
+            product(&up_experts, &up, b),
+        ];
+        let (quantized, _) = super::plan(&products);
+        // One form for all of up and an expert of gate, another for the rest of gate.
+        let rows: Vec<_> = quantized.iter().map(|q| q.rows.len()).collect();
+        assert_eq!(rows.len(), 2);
+        assert!(
+            rows.iter().all(|n| *n <= 4),
+            "a row was quantized twice: {rows:?}"
+        );
+        Computer::new(2).step(&products).unwrap();
+    }
+    for (bytes, experts, out) in [
+        (&gate, &gate_experts, &outputs[0]),
+        (&up, &up_experts, &outputs[1]),
+    ] {
+        for (row, found) in floats(out, out_form).chunks_exact(24).enumerate() {
+            let at = row / 2 * 256;
+            check(
+                found,
+                &reference(experts, bytes, ids[row] as usize, &x[at..at + 256]),
+            );
+        }
+    }
+}
+
+#[test]
+fn dense_products_with_broadcast_matrices() {
+    let mut random = Random(123);
+    for (n_expert, n2, n3) in [(1, 1, 1), (1, 3, 2), (2, 4, 1), (2, 6, 2)] {
+        let shape = Shape {
+            n_in: 64,
+            n_out: 11,
+            n_expert,
+        };
+        let bytes = tensor(
+            &mut random,
+            shape,
+            &vec![Type::Q8_0; n_expert as usize],
+            false,
+        );
+        let experts = Experts::find(Type::Q8_0, shape, &bytes).unwrap();
+        let in_form = form([64, 3, n2, n3], 8);
+        let out_form = form([11, 3, n2, n3], 4);
+        let x = random.floats(64 * 3 * n2 * n3);
+        let input = with_gaps(&x, in_form);
+        let mut output = vec![0u8; span(out_form)];
+        // SAFETY: the vectors are as long as the forms say.
+        unsafe {
+            let product = Product::dense(
+                "test".into(),
+                &experts,
+                &bytes,
+                Input::new(input.as_ptr(), in_form).unwrap(),
+                Output::new(output.as_mut_ptr(), out_form).unwrap(),
+            );
+            Computer::new(2).step(&[product.unwrap()]).unwrap();
+        }
+        for (row, found) in floats(&output, out_form).chunks_exact(11).enumerate() {
+            let expert = row / 3 % n2 / (n2 / n_expert as usize);
+            check(
+                found,
+                &reference(&experts, &bytes, expert, &x[row * 64..row * 64 + 64]),
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let mut random = Random(4);
+    let shape = Shape {
+        n_in: 32,
+        n_out: 4,
+        n_expert: 2,
+    };
+    let bytes = tensor(&mut random, shape, &[Type::Q8_0; 2], false);
+    assert!(
+        Experts::find(Type::Q8_0, shape, &bytes[1..]).is_err(),
+        "too short"
+    );
+    assert!(
+        Experts::find(Type::Q4_K, shape, &bytes).is_err(),
+        "rows of other blocks"
+    );
+    let huge = Shape {
+        n_in: 32,
+        n_out: u64::MAX / 8,
+        n_expert: 9,
+    };
+    assert!(Experts::find(Type::Q8_0, huge, &bytes).is_err(), "overflow");
+    let experts = Experts::find(Type::Q8_0, shape, &bytes).unwrap();
+    let (mut input, mut output) = (vec![0u8; 4096], vec![0u8; 4096]);
+    let mut attempt = |i: [usize; 4], o: [usize; 4], ids: &[i32], bytes: &[u8]| {
+        // SAFETY: no form below needs more than 4096 bytes.
+        unsafe {
+            Product::by_ids(
+                "test".into(),
+                &experts,
+                bytes,
+                Input::new(input.as_mut_ptr(), form(i, 0)).unwrap(),
+                ids,
+                Output::new(output.as_mut_ptr(), form(o, 0)).unwrap(),
+            )
+            .map(|p| p.pairs.len())
+        }
+    };
+    assert_eq!(
+        attempt([32, 1, 3, 1], [4, 2, 3, 1], &[0, 1, 1, 0, 1, 1], &bytes),
+        Ok(6)
+    );
+    assert_eq!(attempt([32, 1, 0, 1], [4, 2, 0, 1], &[], &bytes), Ok(0));
+    for id in [-1, 2, i32::MIN, i32::MAX] {
+        let result = attempt([32, 1, 1, 1], [4, 2, 1, 1], &[0, id], &bytes);
+        assert_eq!(
+            result,
+            Err(Error::Expert {
+                id,
+                experts: 2,
+                token: 0
+            })
+        );
+    }
+    assert!(
+        attempt([31, 1, 1, 1], [4, 1, 1, 1], &[0], &bytes).is_err(),
+        "other rows"
+    );
+    assert!(
+        attempt([32, 1, 1, 1], [5, 1, 1, 1], &[0], &bytes).is_err(),
+        "other results"
+    );
+    assert!(
+        attempt([32, 1, 2, 1], [4, 1, 1, 1], &[0], &bytes).is_err(),
+        "other tokens"
+    );
+    assert!(
+        attempt([32, 2, 1, 1], [4, 3, 1, 1], &[0; 3], &bytes).is_err(),
+        "other slots"
+    );
+    assert!(
+        attempt([32, 1, 1, 2], [4, 1, 1, 2], &[0], &bytes).is_err(),
+        "four dimensions"
+    );
+    assert!(
+        attempt([32, 1, 1, 1], [4, 1, 1, 1], &[0], &bytes[1..]).is_err(),
+        "short weights"
+    );
+    // SAFETY: refused before anything is read.
+    unsafe {
+        let strided = Form {
+            ne: [4, 2, 1, 1],
+            nb: [8, 32, 64, 64],
+        };
+        assert!(Input::new(bytes.as_ptr(), strided).is_err());
+        let overlapping = Form {
+            ne: [4, 2, 1, 1],
+            nb: [4, 12, 32, 32],
+        };
+        assert!(Output::new(std::ptr::null_mut(), overlapping).is_err());
+        let endless = Form {
+            ne: [4, 2, 1, 1],
+            nb: [4, usize::MAX, 0, 0],
+        };
+        assert!(Input::new(bytes.as_ptr(), endless).is_err());
+        assert!(Input::new(std::ptr::null(), form([4, 1, 1, 1], 0)).is_err());
+    }
+}
+
+#[test]
+fn expert_numbers_of_a_view() {
+    // Two of four numbers of each token, as `ffn_moe_topk` is a view of all experts sorted.
+    let all: Vec<u8> = (0..12i32).flat_map(i32::to_ne_bytes).collect();
+    let form = Form {
+        ne: [2, 3, 1, 1],
+        nb: [4, 16, 48, 48],
+    };
+    // SAFETY: as long as the form says.
+    let ids = unsafe { read_ids(all.as_ptr(), form) };
+    assert_eq!(ids, Ok(vec![0, 1, 4, 5, 8, 9]));
+}

@@ -1,0 +1,228 @@
+//! Few activation rows: each weight row is unpacked in registers and multiplied with all of them, AVX2.
+
+use std::arch::x86_64::*;
+
+use super::{
+    lanes::{load, part, prefetch, sum4},
+    unpack_small::SmallAvx2,
+    unpack_super::{Form, SuperAvx2},
+};
+use crate::{
+    activation::{BLOCK_BYTES, SUMS, VALUES},
+    matmul::Job,
+};
+
+/// Rows that are worked on together, so that their sums are reduced together.
+const ROWS: usize = 4;
+/// How far ahead of the block in work memory is asked for, at least, in bytes of one row.
+const AHEAD: usize = 512;
+
+/// Rows that are worked on together lie one after the other: what comes next is the same place some rows on.
+fn ahead(job: &Job) -> usize {
+    let rows = ROWS * job.weights.row_bytes();
+    if rows < 16384 { rows } else { AHEAD }
+}
+
+/// What is loaded of a float, which the block is known to hold.
+#[inline(always)]
+fn float(bytes: &[u8], at: usize) -> f32 {
+    f32::from_ne_bytes(*part(bytes, at))
+}
+
+/// int16 pairs of code times activation; both within their signs.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn multiply(form: Form, q: __m256i, a: __m256i) -> __m256i {
+    match form {
+        Form::Unsigned(_) => _mm256_maddubs_epi16(q, a),
+        Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
+    }
+}
+
+/// Types with blocks of 256: all rows of the job with all its activations.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
+    let n_rows = job.rows.len();
+    for first in (0..n_rows).step_by(ROWS) {
+        let mut rows = [&[][..]; ROWS];
+        for (i, row) in rows.iter_mut().enumerate() {
+            // Rows past the last one are computed as the last one and dropped.
+            *row = job.weights.row(job.rows.start + (first + i).min(n_rows - 1));
+        }
+        let keep = ROWS.min(n_rows - first);
+        let mut t = 0;
+        while t < job.act_rows.len() {
+            let left = job.act_rows.len() - t;
+            let n = match left {
+                1 => super_rows::<S, 1>(job, rows, t, keep, first, out),
+                2 => super_rows::<S, 2>(job, rows, t, keep, first, out),
+                3 => super_rows::<S, 3>(job, rows, t, keep, first, out),
+                _ => super_rows::<S, 4>(job, rows, t, keep, first, out),
+            };
+            t += n;
+        }
+    }
+}
+
+/// Four rows with `T` activations from `t`; returns `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn super_rows<S: SuperAvx2, const T: usize>(
+    job: &Job,
+    rows: [&[u8]; ROWS],
+    t: usize,
+    keep: usize,
+    first: usize,
+    out: &mut [f32],
+) -> usize {
+    let n_blocks = rows[0].len() / S::BYTES;
+    let mut acts = [&[][..]; T];
+    for (i, a) in acts.iter_mut().enumerate() {
+        *a = job.activation(t + i);
+    }
+    let ahead = ahead(job);
+    let mut sums = [_mm_setzero_ps(); T];
+    for b in 0..n_blocks {
+        let mut dots = [[_mm256_setzero_si256(); ROWS]; T];
+        let mut mins = [[_mm256_setzero_si256(); ROWS]; T];
+        let mut d = [0f32; ROWS];
+        let mut dmin = [0f32; ROWS];
+        for r in 0..ROWS {
+            for line in 0..S::BYTES.div_ceil(64) {
+                prefetch(rows[r], b * S::BYTES + 64 * line + ahead);
+            }
+            // SAFETY: this function has the features.
+            let w = unsafe { S::parts(&rows[r][b * S::BYTES..][..S::BYTES]) };
+            d[r] = w.d;
+            dmin[r] = w.dmin;
+            for (i, a) in acts.iter().enumerate() {
+                let a: &[u8; BLOCK_BYTES] = part(a, b * BLOCK_BYTES);
+                let mut dot = _mm256_setzero_si256();
+                for j in 0..8 {
+                    let products = multiply(S::FORM, w.q[j], load(part(a, VALUES + 32 * j)));
+                    let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
+                    let scale = if S::SUB == 256 { w.scale } else { _mm256_shuffle_epi8(w.scale, pick) };
+                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
+                }
+                let a_sums = load(part(a, SUMS));
+                if let Form::Unsigned(offset @ 1..) = S::FORM {
+                    let offset = _mm256_set1_epi32(i32::from(offset));
+                    let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, a_sums), offset);
+                    dot = _mm256_sub_epi32(dot, excess);
+                }
+                dots[i][r] = dot;
+                if S::HAS_MIN {
+                    mins[i][r] = _mm256_madd_epi16(w.min, a_sums);
+                }
+            }
+        }
+        let d = _mm_setr_ps(d[0], d[1], d[2], d[3]);
+        let dmin = _mm_setr_ps(dmin[0], dmin[1], dmin[2], dmin[3]);
+        for (i, a) in acts.iter().enumerate() {
+            let a = _mm_set1_ps(float(a, b * BLOCK_BYTES));
+            sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, a), _mm_cvtepi32_ps(sum4(dots[i])), sums[i]);
+            if S::HAS_MIN {
+                sums[i] = _mm_fnmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(sum4(mins[i])), sums[i]);
+            }
+        }
+    }
+    put(job, t, keep, first, &sums, out);
+    T
+}
+
+/// Sums of `T` activations with four rows into the output, of which `keep` rows exist.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn put<const T: usize>(job: &Job, t: usize, keep: usize, first: usize, sums: &[__m128; T], out: &mut [f32]) {
+    for (i, &sum) in sums.iter().enumerate() {
+        let mut four = [0f32; ROWS];
+        // SAFETY: writes the 16 bytes of the array.
+        unsafe { _mm_storeu_ps(four.as_mut_ptr(), sum) };
+        let at = (t + i) * job.rows.len() + first;
+        out[at..at + keep].copy_from_slice(&four[..keep]);
+    }
+}
+
+/// Types with float scales: all rows of the job with all its activations.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32]) {
+    let n_rows = job.rows.len();
+    for first in (0..n_rows).step_by(ROWS) {
+        let mut rows = [&[][..]; ROWS];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = job.weights.row(job.rows.start + (first + i).min(n_rows - 1));
+        }
+        let keep = ROWS.min(n_rows - first);
+        let mut t = 0;
+        while t < job.act_rows.len() {
+            let left = job.act_rows.len() - t;
+            let n = match left {
+                1 => small_rows::<M, 1>(job, rows, t, keep, first, out),
+                2 => small_rows::<M, 2>(job, rows, t, keep, first, out),
+                3 => small_rows::<M, 3>(job, rows, t, keep, first, out),
+                _ => small_rows::<M, 4>(job, rows, t, keep, first, out),
+            };
+            t += n;
+        }
+    }
+}
+
+/// Four rows with `T` activations from `t`; returns `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn small_rows<M: SmallAvx2, const T: usize>(
+    job: &Job,
+    rows: [&[u8]; ROWS],
+    t: usize,
+    keep: usize,
+    first: usize,
+    out: &mut [f32],
+) -> usize {
+    let n_pieces = rows[0].len() / M::BYTES * M::PIECES;
+    let mut acts = [&[][..]; T];
+    for (i, a) in acts.iter_mut().enumerate() {
+        *a = job.activation(t + i);
+    }
+    let ones = _mm256_set1_epi16(1);
+    let ahead = ahead(job);
+    let mut sums = [_mm_setzero_ps(); T];
+    for p in 0..n_pieces {
+        let at = p / M::PIECES * M::BYTES;
+        let mut q = [_mm256_setzero_si256(); ROWS];
+        let mut d = [0f32; ROWS];
+        let mut m = [0f32; ROWS];
+        for r in 0..ROWS {
+            prefetch(rows[r], at + ahead);
+            let block = &rows[r][at..][..M::BYTES];
+            // SAFETY: this function has the features.
+            unsafe {
+                q[r] = M::codes(block, p % M::PIECES);
+                (d[r], m[r]) = M::scale(block);
+            }
+        }
+        let d = _mm_setr_ps(d[0], d[1], d[2], d[3]);
+        let m = _mm_setr_ps(m[0], m[1], m[2], m[3]);
+        for (i, a) in acts.iter().enumerate() {
+            let a: &[u8; BLOCK_BYTES] = part(a, p / 8 * BLOCK_BYTES);
+            let j = p % 8;
+            let values = load(part(a, VALUES + 32 * j));
+            let mut dots = [ones; ROWS];
+            for r in 0..ROWS {
+                dots[r] = _mm256_madd_epi16(multiply(M::FORM, q[r], values), ones);
+            }
+            let mut dot = sum4(dots);
+            let half = |at: usize| i32::from(i16::from_ne_bytes(*part(a, at)));
+            let total = half(SUMS + 2 * j) + half(SUMS + 16 + 2 * j);
+            if let Form::Unsigned(offset @ 1..) = M::FORM {
+                dot = _mm_sub_epi32(dot, _mm_set1_epi32(i32::from(offset) * total));
+            }
+            let scale = float(a, 4 * j);
+            sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, _mm_set1_ps(scale)), _mm_cvtepi32_ps(dot), sums[i]);
+            if M::HAS_MIN {
+                sums[i] = _mm_fmadd_ps(m, _mm_set1_ps(scale * total as f32), sums[i]);
+            }
+        }
+    }
+    put(job, t, keep, first, &sums, out);
+    T
+}

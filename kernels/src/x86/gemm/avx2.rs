@@ -1,0 +1,158 @@
+//! Matrix kernels of AVX2: eight rows a vector, `vpmaddubsw` into int16, as many as these can hold before they are scaled.
+
+use super::{
+    super::{
+        lanes::part,
+        panel::{Codes, PanelActs, STEPS, SmallCodes, SmallPanel, SuperCodes, SuperPanel},
+        unpack_small::SmallAvx2,
+        unpack_super::SuperAvx2,
+    },
+    Buffers, CHUNK, drivers,
+};
+use crate::{activation::BLOCK_BYTES, matmul::Job};
+
+drivers!("avx2,fma,f16c", lanes, 8, [4, 3, 2, 1]);
+
+mod lanes {
+    use std::arch::x86_64::*;
+
+    use super::{super::super::panel::{Codes, PanelActs, STEPS}, NR};
+
+    pub type Int = __m256i;
+    pub type Float = __m256;
+    /// Whether scales are int32 a row rather than twice an int16.
+    pub const WIDE: bool = false;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn zero() -> Int {
+        _mm256_setzero_si256()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn sub(a: Int, b: Int) -> Int {
+        _mm256_sub_epi32(a, b)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load(x: &[i32; NR]) -> Int {
+        // SAFETY: reads the 32 bytes of the array; needs no alignment.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_float(x: &[f32; NR]) -> Float {
+        // SAFETY: reads the 32 bytes of the array; needs no alignment.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_float(to: &mut [f32; NR], x: Float) {
+        // SAFETY: writes the 32 bytes of the array; needs no alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    /// `fma(d * scale, dot, sum)`
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub fn add_scaled(d: Float, scale: f32, dot: Int, sum: Float) -> Float {
+        _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale)), _mm256_cvtepi32_ps(dot), sum)
+    }
+
+    /// `fma(m, x, sum)`
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub fn add_product(m: Float, x: f32, sum: Float) -> Float {
+        _mm256_fmadd_ps(m, _mm256_set1_ps(x), sum)
+    }
+
+    /// `sum` plus the product of pairs of int16 with one pair.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn add_pairs(sum: Int, x: Int, pair: i32) -> Int {
+        _mm256_add_epi32(sum, _mm256_madd_epi16(x, _mm256_set1_epi32(pair)))
+    }
+
+    /// The scale 1.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn one() -> Int {
+        _mm256_set1_epi16(1)
+    }
+
+    /// How the two bytes of a product are kept within int16 pairs.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Mode {
+        /// Unsigned weights, signed activations.
+        Weights,
+        /// Activations moved up by 128, signed weights.
+        Activations,
+        /// Magnitudes of weights, activations with the weights' signs: for weights above 64.
+        Signs,
+    }
+
+    const fn mode<C: Codes>() -> Mode {
+        if C::UNSIGNED_WEIGHTS {
+            Mode::Weights
+        } else if C::MAX <= 64 {
+            Mode::Activations
+        } else {
+            Mode::Signs
+        }
+    }
+
+    /// Products that int16 can add up: pairs of at most 127 (255 moved up) times MAX.
+    const fn run<C: Codes>() -> usize {
+        let most = match mode::<C>() {
+            Mode::Weights => 32767 / (2 * 127 * C::MAX as usize),
+            Mode::Activations => 32767 / (2 * 255 * C::MAX as usize),
+            Mode::Signs => 1,
+        };
+        let mut run = C::STEPS;
+        while run > most {
+            run /= 2;
+        }
+        run
+    }
+
+    /// Whether activations are to be moved up by 128.
+    pub const fn moved<C: Codes>() -> bool {
+        matches!(mode::<C>(), Mode::Activations)
+    }
+
+    /// Add `scale` times the products of the steps `at .. at + C::STEPS` to `dots`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn multiply<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        let run = const { run::<C>() };
+        for start in (0..C::STEPS).step_by(run) {
+            let mut sums = [zero(); T];
+            for k in 0..run {
+                let step = at + start + k;
+                let w = load(&codes[step]);
+                for i in 0..T {
+                    let a = _mm256_set1_epi32(acts[i].q[step]);
+                    let products = match const { mode::<C>() } {
+                        Mode::Weights => _mm256_maddubs_epi16(w, a),
+                        Mode::Activations => _mm256_maddubs_epi16(a, w),
+                        Mode::Signs => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)),
+                    };
+                    sums[i] = if k == 0 { products } else { _mm256_add_epi16(sums[i], products) };
+                }
+            }
+            for i in 0..T {
+                dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(sums[i], scale));
+            }
+        }
+    }
+}

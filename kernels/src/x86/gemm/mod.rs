@@ -1,0 +1,244 @@
+//! Many activation rows: panels of weights, unpacked once for all of them, times tiles of activations.
+//!
+//! What is computed for an element is the same as in [`super::dot`] to the bit: integers are exact whatever their
+//! order, floats are taken block after block.
+
+pub(super) mod avx2;
+pub(super) mod avx512;
+pub(super) mod avxvnni;
+
+use super::panel::PanelActs;
+
+/// Activation rows that are packed and multiplied at a time: with a panel of weights they stay in the second cache.
+const CHUNK: usize = 96;
+
+/// Memory that calls reuse.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    /// By block of 256, then by activation.
+    acts: Vec<PanelActs>,
+}
+
+/// Define the two drivers of an instruction set: `$lanes` says how to work with vectors of its `NR` rows.
+macro_rules! drivers {
+    ($features:literal, $lanes:ident, $nr:literal, [$($n:literal),*]) => {
+        const NR: usize = $nr;
+
+        /// The rows from `first` on; past the last one again the last one, computed and dropped.
+        fn panel_rows<'a>(job: &Job<'a>, first: usize) -> [&'a [u8]; NR] {
+            let mut rows = [&[][..]; NR];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = job.weights.row(job.rows.start + (first + i).min(job.rows.len() - 1));
+            }
+            rows
+        }
+
+        /// Sums by activation from `t` on into the output.
+        fn put_sums(job: &Job, first: usize, t: usize, sums: &[[f32; NR]], out: &mut [f32]) {
+            let n_rows = job.rows.len();
+            let keep = NR.min(n_rows - first);
+            for (i, sum) in sums.iter().enumerate() {
+                out[(t + i) * n_rows + first..][..keep].copy_from_slice(&sum[..keep]);
+            }
+        }
+
+        /// Types with blocks of 256: all rows of the job with all its activations.
+        #[target_feature(enable = $features)]
+        pub(crate) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32], buffers: &mut Buffers) {
+            let moved = $lanes::moved::<SuperCodes<S>>();
+            let n_blocks = job.weights.n_in() / 256;
+            let mut panel = SuperPanel::<NR>::ZERO;
+            let mut sums = [[0f32; NR]; CHUNK];
+            for t in (0..job.act_rows.len()).step_by(CHUNK) {
+                let n = CHUNK.min(job.act_rows.len() - t);
+                buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
+                for i in 0..n {
+                    let row = job.activation(t + i);
+                    for b in 0..n_blocks {
+                        buffers.acts[b * n + i].fill_super(part(row, b * BLOCK_BYTES), moved, S::SUB);
+                    }
+                }
+                for first in (0..job.rows.len()).step_by(NR) {
+                    let rows = panel_rows(job, first);
+                    sums[..n].fill([0.0; NR]);
+                    for b in 0..n_blocks {
+                        panel.fill::<S>(&rows, b, $lanes::WIDE);
+                        let acts = &buffers.acts[b * n..][..n];
+                        super_block::<S>(&panel, acts, &mut sums[..n], moved);
+                    }
+                    put_sums(job, first, t, &sums[..n], out);
+                }
+            }
+        }
+
+        /// A panel times its block of the activations, added to their sums.
+        #[target_feature(enable = $features)]
+        fn super_block<S: SuperAvx2>(
+            panel: &SuperPanel<NR>,
+            acts: &[PanelActs],
+            sums: &mut [[f32; NR]],
+            moved: bool,
+        ) {
+            let mut start = $lanes::zero();
+            if moved {
+                let [taken] = super_dots::<S, 1>(panel, &[PanelActs::MOVED], $lanes::zero());
+                start = $lanes::sub(start, taken);
+            }
+            let mut at = 0;
+            $(
+                while acts.len() - at >= $n {
+                    super_tile::<S, $n>(
+                        panel,
+                        acts[at..at + $n].try_into().expect("this many"),
+                        (&mut sums[at..at + $n]).try_into().expect("this many"),
+                        start,
+                    );
+                    at += $n;
+                }
+            )*
+        }
+
+        /// Integer dot products, scaled by sub-block.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn super_dots<S: SuperAvx2, const T: usize>(
+            panel: &SuperPanel<NR>,
+            acts: &[PanelActs; T],
+            start: $lanes::Int,
+        ) -> [$lanes::Int; T] {
+            let mut dots = [start; T];
+            let steps = <SuperCodes<S> as Codes>::STEPS;
+            for sub in 0..STEPS / steps {
+                let scale = $lanes::load(&panel.scale[sub]);
+                $lanes::multiply::<SuperCodes<S>, T>(&panel.codes, acts, sub * steps, scale, &mut dots);
+            }
+            dots
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn super_tile<S: SuperAvx2, const T: usize>(
+            panel: &SuperPanel<NR>,
+            acts: &[PanelActs; T],
+            sums: &mut [[f32; NR]; T],
+            start: $lanes::Int,
+        ) {
+            let dots = super_dots::<S, T>(panel, acts, start);
+            let d = $lanes::load_float(&panel.d);
+            for i in 0..T {
+                let scale = f32::from_bits(acts[i].b[0] as u32);
+                let sum = $lanes::load_float(&sums[i]);
+                let sum = $lanes::add_scaled(d, scale, dots[i], sum);
+                $lanes::store_float(&mut sums[i], sum);
+            }
+            if S::HAS_MIN {
+                let mut mins = [$lanes::zero(); T];
+                for k in 0..if S::SUB == 16 { 8 } else { 4 } {
+                    let min = $lanes::load(&panel.min[k]);
+                    for i in 0..T {
+                        mins[i] = $lanes::add_pairs(mins[i], min, acts[i].a[k]);
+                    }
+                }
+                let dmin = $lanes::load_float(&panel.dmin);
+                for i in 0..T {
+                    let scale = f32::from_bits(acts[i].b[0] as u32);
+                    let sum = $lanes::load_float(&sums[i]);
+                    // The product is the negative of dmin times scale, exactly.
+                    let sum = $lanes::add_scaled(dmin, -scale, mins[i], sum);
+                    $lanes::store_float(&mut sums[i], sum);
+                }
+            }
+        }
+
+        /// Types with float scales: all rows of the job with all its activations.
+        #[target_feature(enable = $features)]
+        pub(crate) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32], buffers: &mut Buffers) {
+            let moved = $lanes::moved::<SmallCodes<M>>();
+            let n_pieces = job.weights.n_in() / 32;
+            let n_blocks = n_pieces.div_ceil(8);
+            let mut panel = SmallPanel::<NR>::ZERO;
+            let mut sums = [[0f32; NR]; CHUNK];
+            for t in (0..job.act_rows.len()).step_by(CHUNK) {
+                let n = CHUNK.min(job.act_rows.len() - t);
+                buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
+                for i in 0..n {
+                    let row = job.activation(t + i);
+                    for b in 0..n_blocks {
+                        buffers.acts[b * n + i].fill_small(part(row, b * BLOCK_BYTES), moved);
+                    }
+                }
+                for first in (0..job.rows.len()).step_by(NR) {
+                    let rows = panel_rows(job, first);
+                    sums[..n].fill([0.0; NR]);
+                    for b in 0..n_blocks {
+                        let pieces = (n_pieces - 8 * b).min(8);
+                        panel.fill::<M>(&rows, b, pieces);
+                        let acts = &buffers.acts[b * n..][..n];
+                        small_block::<M>(&panel, pieces, acts, &mut sums[..n], moved);
+                    }
+                    put_sums(job, first, t, &sums[..n], out);
+                }
+            }
+        }
+
+        /// A panel of `pieces` times 32 weights times its block of the activations, added to their sums.
+        #[target_feature(enable = $features)]
+        fn small_block<M: SmallAvx2>(
+            panel: &SmallPanel<NR>,
+            pieces: usize,
+            acts: &[PanelActs],
+            sums: &mut [[f32; NR]],
+            moved: bool,
+        ) {
+            let mut start = [$lanes::zero(); 8];
+            if moved {
+                for (j, start) in start.iter_mut().enumerate() {
+                    let mut taken = [$lanes::zero()];
+                    let moved = &[PanelActs::MOVED];
+                    $lanes::multiply::<SmallCodes<M>, 1>(&panel.codes, moved, 8 * j, $lanes::one(), &mut taken);
+                    *start = $lanes::sub(*start, taken[0]);
+                }
+            }
+            let mut at = 0;
+            $(
+                while acts.len() - at >= $n {
+                    small_tile::<M, $n>(
+                        panel,
+                        pieces,
+                        acts[at..at + $n].try_into().expect("this many"),
+                        (&mut sums[at..at + $n]).try_into().expect("this many"),
+                        &start,
+                    );
+                    at += $n;
+                }
+            )*
+        }
+
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn small_tile<M: SmallAvx2, const T: usize>(
+            panel: &SmallPanel<NR>,
+            pieces: usize,
+            acts: &[PanelActs; T],
+            sums: &mut [[f32; NR]; T],
+            start: &[$lanes::Int; 8],
+        ) {
+            for j in 0..pieces {
+                let mut dots = [start[j]; T];
+                $lanes::multiply::<SmallCodes<M>, T>(&panel.codes, acts, 8 * j, $lanes::one(), &mut dots);
+                let d = $lanes::load_float(&panel.d[j]);
+                let m = $lanes::load_float(&panel.m[j]);
+                for i in 0..T {
+                    let scale = f32::from_bits(acts[i].a[j] as u32);
+                    let mut sum = $lanes::load_float(&sums[i]);
+                    sum = $lanes::add_scaled(d, scale, dots[i], sum);
+                    if M::HAS_MIN {
+                        sum = $lanes::add_product(m, f32::from_bits(acts[i].b[j] as u32), sum);
+                    }
+                    $lanes::store_float(&mut sums[i], sum);
+                }
+            }
+        }
+    };
+}
+use drivers;

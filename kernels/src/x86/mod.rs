@@ -1,0 +1,44 @@
+//! Kernels for x86-64. Callers have checked that the processor has the instructions.
+
+mod dot;
+mod gemm;
+mod lanes;
+mod panel;
+mod unpack_small;
+mod unpack_super;
+
+pub(crate) use gemm::Buffers;
+
+use crate::{Isa, blocks::by_type, matmul::Job};
+
+/// From so many activation rows on, unpacking panels pays.
+const GEMM_FROM: usize = 5;
+
+/// Do the job, if `isa` has code for its type; otherwise nothing.
+pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32], buffers: &mut Buffers) -> bool {
+    if isa == Isa::Scalar {
+        return false;
+    }
+    let many = job.act_rows.len() >= GEMM_FROM;
+    // SAFETY: every path but the scalar one implies AVX2, FMA and F16C; the others are taken by their own isa;
+    // and `isa` is available.
+    by_type!(job.weights.ty(),
+        super S => unsafe {
+            match isa {
+                _ if !many => dot::matmul_super::<S>(job, out),
+                Isa::Avx512Vnni => gemm::avx512::matmul_super::<S>(job, out, buffers),
+                Isa::AvxVnni => gemm::avxvnni::matmul_super::<S>(job, out, buffers),
+                _ => gemm::avx2::matmul_super::<S>(job, out, buffers),
+            }
+        },
+        small M => unsafe {
+            match isa {
+                _ if !many => dot::matmul_small::<M>(job, out),
+                Isa::Avx512Vnni => gemm::avx512::matmul_small::<M>(job, out, buffers),
+                Isa::AvxVnni => gemm::avxvnni::matmul_small::<M>(job, out, buffers),
+                _ => gemm::avx2::matmul_small::<M>(job, out, buffers),
+            }
+        },
+        float => return false);
+    true
+}

@@ -1,0 +1,618 @@
+//! Blocks of 256 weights into vectors of codes and scales, with AVX2.
+
+use std::arch::x86_64::*;
+
+use super::lanes::{half, load, load8, load16, part, u16_at, u32_at};
+use crate::{
+    blocks::{self as b, SuperType},
+    tables,
+};
+
+/// What the bytes of `q` are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Unsigned; a weight is the code less this offset.
+    Unsigned(i8),
+    /// Signed.
+    Signed,
+}
+
+/// A block as vectors. `scale` and `min` hold 16 int16, those of even sixteens of weights in the low half, of odd
+/// ones in the high half.
+pub(super) struct Parts {
+    pub q: [__m256i; 8],
+    pub scale: __m256i,
+    pub min: __m256i,
+    pub d: f32,
+    pub dmin: f32,
+}
+
+pub(super) trait SuperAvx2: SuperType {
+    const FORM: Form;
+    /// The largest magnitude of codes less their offset.
+    const MAX: i32;
+    /// Weights that share a scale: 16, 32, or 256 if scales are all one.
+    const SUB: usize;
+
+    /// # Safety
+    /// Needs AVX2, FMA and F16C.
+    unsafe fn parts(block: &[u8]) -> Parts;
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn both(x: __m128i) -> __m256i {
+    _mm256_broadcastsi128_si256(x)
+}
+
+/// 16 bytes in order of sixteens to the order of [`Parts`], still bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn even_odd(x: __m128i) -> __m128i {
+    _mm_shuffle_epi8(x, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15))
+}
+
+/// `2 * x + 1`
+#[inline]
+#[target_feature(enable = "avx2")]
+fn odd(x: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_add_epi16(x, x), _mm256_set1_epi16(1))
+}
+
+/// Two halves of four planes of 2 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn two_bits(bytes: &[u8; 64]) -> [__m256i; 8] {
+    let three = _mm256_set1_epi8(3);
+    let (x, y) = (load(part(bytes, 0)), load(part(bytes, 32)));
+    [
+        _mm256_and_si256(x, three),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(x), three),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(x), three),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(x), three),
+        _mm256_and_si256(y, three),
+        _mm256_and_si256(_mm256_srli_epi16::<2>(y), three),
+        _mm256_and_si256(_mm256_srli_epi16::<4>(y), three),
+        _mm256_and_si256(_mm256_srli_epi16::<6>(y), three),
+    ]
+}
+
+impl SuperAvx2 for b::Q2K {
+    const FORM: Form = Form::Unsigned(0);
+    const MAX: i32 = 3;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 84] = part(block, 0);
+        let scales = even_odd(load16(part(block, 0)));
+        let fifteen = _mm_set1_epi8(15);
+        Parts {
+            q: two_bits(part(block, 16)),
+            scale: _mm256_cvtepu8_epi16(_mm_and_si128(scales, fifteen)),
+            min: _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(scales), fifteen)),
+            d: half(block, 80),
+            dmin: half(block, 82),
+        }
+    }
+}
+
+impl SuperAvx2 for b::Q3K {
+    const FORM: Form = Form::Unsigned(4);
+    const MAX: i32 = 4;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 110] = part(block, 0);
+        let low = load8(part(block, 96));
+        let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
+        let low = _mm_and_si128(low, _mm_set1_epi8(15));
+        let high = _mm_set1_epi32(u32_at(block, 104) as i32);
+        let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+        let scales = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
+        let scales = even_odd(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
+
+        let high = load(part(block, 0));
+        let four = _mm256_set1_epi8(4);
+        let mut q = two_bits(part(block, 32));
+        let bits = [
+            _mm256_slli_epi16::<2>(high),
+            _mm256_slli_epi16::<1>(high),
+            high,
+            _mm256_srli_epi16::<1>(high),
+            _mm256_srli_epi16::<2>(high),
+            _mm256_srli_epi16::<3>(high),
+            _mm256_srli_epi16::<4>(high),
+            _mm256_srli_epi16::<5>(high),
+        ];
+        for (q, bits) in q.iter_mut().zip(bits) {
+            *q = _mm256_or_si256(*q, _mm256_and_si256(bits, four));
+        }
+        Parts {
+            q,
+            scale: _mm256_cvtepi8_epi16(scales),
+            min: _mm256_setzero_si256(),
+            d: half(block, 108),
+            dmin: 0.0,
+        }
+    }
+}
+
+/// Scales and minimums of Q4_K and Q5_K from their 12 bytes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales_and_mins(bytes: &[u8; 12]) -> (__m256i, __m256i) {
+    let (a, b, c) = (u32_at(bytes, 0), u32_at(bytes, 4), u32_at(bytes, 8));
+    let scale_high = c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4;
+    let min_high = c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4;
+    let eight = |low: u32, high: u32| i64::from(high) << 32 | i64::from(low & 0x3f3f_3f3f);
+    (
+        both(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(eight(a, scale_high)))),
+        both(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(eight(b, min_high)))),
+    )
+}
+
+/// Four times two planes of nibbles.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn nibbles(bytes: &[u8; 128]) -> [__m256i; 8] {
+    let fifteen = _mm256_set1_epi8(15);
+    let mut q = [fifteen; 8];
+    for i in 0..4 {
+        let x = load(part(bytes, 32 * i));
+        q[2 * i] = _mm256_and_si256(x, fifteen);
+        q[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(x), fifteen);
+    }
+    q
+}
+
+impl SuperAvx2 for b::Q4K {
+    const FORM: Form = Form::Unsigned(0);
+    const MAX: i32 = 15;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 144] = part(block, 0);
+        let (scale, min) = scales_and_mins(part(block, 4));
+        Parts { q: nibbles(part(block, 16)), scale, min, d: half(block, 0), dmin: half(block, 2) }
+    }
+}
+
+impl SuperAvx2 for b::Q5K {
+    const FORM: Form = Form::Unsigned(0);
+    const MAX: i32 = 31;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 176] = part(block, 0);
+        let (scale, min) = scales_and_mins(part(block, 4));
+        let high = load(part(block, 16));
+        let sixteen = _mm256_set1_epi8(16);
+        let mut q = nibbles(part(block, 48));
+        let bits = [
+            _mm256_slli_epi16::<4>(high),
+            _mm256_slli_epi16::<3>(high),
+            _mm256_slli_epi16::<2>(high),
+            _mm256_slli_epi16::<1>(high),
+            high,
+            _mm256_srli_epi16::<1>(high),
+            _mm256_srli_epi16::<2>(high),
+            _mm256_srli_epi16::<3>(high),
+        ];
+        for (q, bits) in q.iter_mut().zip(bits) {
+            *q = _mm256_or_si256(*q, _mm256_and_si256(bits, sixteen));
+        }
+        Parts { q, scale, min, d: half(block, 0), dmin: half(block, 2) }
+    }
+}
+
+impl SuperAvx2 for b::Q6K {
+    const FORM: Form = Form::Unsigned(32);
+    const MAX: i32 = 32;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 210] = part(block, 0);
+        let (fifteen, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
+        let mut q = [fifteen; 8];
+        for i in 0..2 {
+            let (x, y) = (load(part(block, 64 * i)), load(part(block, 64 * i + 32)));
+            let high = load(part(block, 128 + 32 * i));
+            let bits = [
+                _mm256_slli_epi16::<4>(high),
+                _mm256_slli_epi16::<2>(high),
+                high,
+                _mm256_srli_epi16::<2>(high),
+            ];
+            let low = [x, y, _mm256_srli_epi16::<4>(x), _mm256_srli_epi16::<4>(y)];
+            for j in 0..4 {
+                q[4 * i + j] =
+                    _mm256_or_si256(_mm256_and_si256(low[j], fifteen), _mm256_and_si256(bits[j], top));
+            }
+        }
+        Parts {
+            q,
+            scale: _mm256_cvtepi8_epi16(even_odd(load16(part(block, 192)))),
+            min: _mm256_setzero_si256(),
+            d: half(block, 208),
+            dmin: 0.0,
+        }
+    }
+}
+
+/// Eighth sign bits for 32 bytes of seven, so that each byte has an even number of ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn even_parity(seven: __m256i) -> __m256i {
+    const E: i8 = 0;
+    const O: i8 = -128;
+    let parity = both(_mm_setr_epi8(E, O, O, E, O, E, E, O, O, E, E, O, E, O, O, E));
+    let fifteen = _mm256_set1_epi8(15);
+    let low = _mm256_shuffle_epi8(parity, _mm256_and_si256(seven, fifteen));
+    let high = _mm256_shuffle_epi8(parity, _mm256_and_si256(_mm256_srli_epi16::<4>(seven), fifteen));
+    _mm256_or_si256(seven, _mm256_xor_si256(low, high))
+}
+
+/// Four sevens of bits in the low 28 of each dword, a byte each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sevens(x: __m256i) -> __m256i {
+    let a = _mm256_and_si256(x, _mm256_set1_epi32(0x7f));
+    let b = _mm256_and_si256(_mm256_slli_epi32::<1>(x), _mm256_set1_epi32(0x7f00));
+    let c = _mm256_and_si256(_mm256_slli_epi32::<2>(x), _mm256_set1_epi32(0x7f_0000));
+    let d = _mm256_and_si256(_mm256_slli_epi32::<3>(x), _mm256_set1_epi32(0x7f00_0000));
+    _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d))
+}
+
+/// Byte `4 * i + l` of `bytes` in each of the bytes `8 * l .. 8 * l + 8`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn spread(bytes: __m256i, i: usize) -> __m256i {
+    let dword = _mm256_permutevar8x32_epi32(bytes, _mm256_set1_epi32(i as i32));
+    let index = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    _mm256_shuffle_epi8(dword, index)
+}
+
+/// 32 magnitudes with the signs of bits `32 * i ..` of `signs`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signed(magnitudes: __m256i, signs: __m256i, i: usize) -> __m256i {
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let negative = _mm256_cmpeq_epi8(_mm256_and_si256(spread(signs, i), bit), bit);
+    _mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn entries8(a: u64, b: u64, c: u64, d: u64) -> __m256i {
+    _mm256_setr_epi64x(a as i64, b as i64, c as i64, d as i64)
+}
+
+/// Eight dwords to int16, the same in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn narrow(x: __m256i) -> __m256i {
+    _mm256_permute4x64_epi64::<0b10_00_10_00>(_mm256_packs_epi32(x, x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn without_min(q: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
+    Parts { q, scale, min: _mm256_setzero_si256(), d, dmin: 0.0 }
+}
+
+impl SuperAvx2 for b::Iq2Xxs {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 43;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 66] = part(block, 0);
+        let (x, y) = (_mm256_castsi256_ps(load(part(block, 2))), _mm256_castsi256_ps(load(part(block, 34))));
+        let words = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(x, y));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+        let signs = even_parity(sevens(words));
+        let mut q = [signs; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let n: &[u8; 4] = part(block, 2 + 8 * i);
+            let entry = |l: usize| tables::IQ2_XXS[usize::from(n[l])];
+            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+        }
+        without_min(q, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.125)
+    }
+}
+
+/// Scales of IQ2_XS and IQ2_S.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales4(bytes: &[u8; 8]) -> __m256i {
+    let x = load8(bytes);
+    let x = _mm_and_si128(_mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)), _mm_set1_epi8(15));
+    odd(_mm256_cvtepu8_epi16(x))
+}
+
+impl SuperAvx2 for b::Iq2Xs {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 43;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 74] = part(block, 0);
+        let (x, y) = (load(part(block, 2)), load(part(block, 34)));
+        let high = _mm256_packus_epi16(_mm256_srli_epi16::<9>(x), _mm256_srli_epi16::<9>(y));
+        let signs = even_parity(_mm256_permute4x64_epi64::<0b11_01_10_00>(high));
+        let mut q = [signs; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let codes = u64::from_le_bytes(*part(block, 2 + 8 * i));
+            let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
+            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+        }
+        without_min(q, scales4(part(block, 66)), half(block, 0) * 0.125)
+    }
+}
+
+impl SuperAvx2 for b::Iq2S {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 43;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 82] = part(block, 0);
+        let signs = load(part(block, 34));
+        let mut q = [signs; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let low: &[u8; 4] = part(block, 2 + 4 * i);
+            let high = usize::from(block[66 + i]);
+            let entry = |l: usize| tables::IQ2_S[usize::from(low[l]) | (high >> (2 * l) & 3) << 8];
+            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+        }
+        without_min(q, scales4(part(block, 74)), half(block, 0) * 0.125)
+    }
+}
+
+#[inline(always)]
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+impl SuperAvx2 for b::Iq3Xxs {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 62;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 98] = part(block, 0);
+        let words = load(part(block, 66));
+        let signs = even_parity(sevens(words));
+        let mut q = [signs; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let n: &[u8; 8] = part(block, 2 + 8 * i);
+            let entry = |l: usize| {
+                pair(tables::IQ3_XXS[usize::from(n[2 * l])], tables::IQ3_XXS[usize::from(n[2 * l + 1])])
+            };
+            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+        }
+        without_min(q, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.25)
+    }
+}
+
+/// Eight nibbles to int16, the same in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn eight_nibbles(bytes: &[u8; 4]) -> __m256i {
+    let x = _mm_cvtsi32_si128(i32::from_le_bytes(*bytes));
+    let x = _mm_unpacklo_epi8(x, _mm_srli_epi16::<4>(x));
+    both(_mm_cvtepu8_epi16(_mm_and_si128(x, _mm_set1_epi8(15))))
+}
+
+impl SuperAvx2 for b::Iq3S {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 15;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 110] = part(block, 0);
+        let signs = load(part(block, 74));
+        let mut q = [signs; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let low: &[u8; 8] = part(block, 2 + 8 * i);
+            let high = usize::from(block[66 + i]);
+            let one = |k: usize| tables::IQ3_S[usize::from(low[k]) | (high << (8 - k) & 256)];
+            let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
+            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+        }
+        without_min(q, odd(eight_nibbles(part(block, 106))), half(block, 0))
+    }
+}
+
+impl SuperAvx2 for b::Iq1S {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 9;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 50] = part(block, 0);
+        let highs = load16(part(block, 34));
+        let scale = _mm_and_si128(_mm_srli_epi16::<12>(highs), _mm_set1_epi16(7));
+        let mut q = [_mm256_setzero_si256(); 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let low: &[u8; 4] = part(block, 2 + 4 * i);
+            let high = usize::from(u16_at(block, 34 + 2 * i));
+            let entry = |l: usize| tables::IQ1[usize::from(low[l]) | (high >> (3 * l) & 7) << 8];
+            let delta = _mm256_set1_epi8(if high & 0x8000 == 0 { 1 } else { -1 });
+            *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
+        }
+        without_min(q, odd(both(scale)), half(block, 0) * 0.125)
+    }
+}
+
+impl SuperAvx2 for b::Iq1M {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 9;
+    const SUB: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 56] = part(block, 0);
+        let words = u64::from_le_bytes(*part(block, 48));
+        let d = words >> 12 & 0xf | words >> 24 & 0xf0 | words >> 36 & 0xf00 | words >> 48 & 0xf000;
+        let d = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(d as i32)));
+        // Each word twice; the multiplication moves the three bits to the top.
+        let x = _mm_cvtsi64_si128(words as i64);
+        let x = both(_mm_unpacklo_epi16(x, x));
+        let up = _mm256_setr_epi16(
+            1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, //
+            1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4,
+        );
+        let scale = _mm256_srli_epi16::<13>(_mm256_mullo_epi16(x, up));
+        // The sign of delta of each eight at the top of a byte.
+        let high = load16(part(block, 32));
+        let low = _mm_slli_epi16::<4>(high);
+        let negative = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+        let mut q = [negative; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            let low: &[u8; 4] = part(block, 4 * i);
+            let high = usize::from(u16_at(block, 32 + 2 * i));
+            let entry = |l: usize| tables::IQ1[usize::from(low[l]) | (high >> (4 * l) & 7) << 8];
+            let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread(negative, i));
+            let delta = _mm256_or_si256(minus, _mm256_set1_epi8(1));
+            *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
+        }
+        without_min(q, odd(scale), d * 0.125)
+    }
+}
+
+impl SuperAvx2 for b::Iq4Xs {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 127;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 136] = part(block, 0);
+        // The multiplication moves the two bits to the top.
+        let up = both(_mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
+        let high = _mm256_mullo_epi16(_mm256_set1_epi16(u16_at(block, 2) as i16), up);
+        let high = _mm256_slli_epi16::<4>(_mm256_srli_epi16::<14>(high));
+        let scale = _mm256_or_si256(eight_nibbles(part(block, 4)), high);
+        let scale = _mm256_sub_epi16(scale, _mm256_set1_epi16(32));
+        let mut q = [scale; 8];
+        for (i, q) in q.iter_mut().enumerate() {
+            *q = iq4(part(block, 8 + 16 * i));
+        }
+        without_min(q, scale, half(block, 0))
+    }
+}
+
+/// 32 values of IQ4 codes: low nibbles, then high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn iq4(bytes: &[u8; 16]) -> __m256i {
+    table_nibbles(&tables::IQ4, bytes)
+}
+
+/// Values of a table by low nibbles, then by high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn table_nibbles(table: &[i8; 16], bytes: &[u8; 16]) -> __m256i {
+    let t = i128::from_le_bytes(table.map(|x| x as u8));
+    let t = both(_mm_set_epi64x((t >> 64) as i64, t as i64));
+    _mm256_shuffle_epi8(t, plain_nibbles(bytes))
+}
+
+/// Low nibbles, then high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn plain_nibbles(bytes: &[u8; 16]) -> __m256i {
+    let x = load16(bytes);
+    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+}
+
+/// The first base-3 digit of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn digit(x: __m256i) -> __m256i {
+    let one = _mm256_set1_epi8(86);
+    let two = _mm256_set1_epi8(171u8 as i8);
+    let ge_one = _mm256_cmpeq_epi8(_mm256_max_epu8(x, one), x);
+    let ge_two = _mm256_cmpeq_epi8(_mm256_max_epu8(x, two), x);
+    _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(ge_one, ge_two))
+}
+
+/// Bytes times three: the next digit comes to the front.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shift(x: __m256i) -> __m256i {
+    _mm256_add_epi8(x, _mm256_add_epi8(x, x))
+}
+
+impl SuperAvx2 for b::Tq1 {
+    const FORM: Form = Form::Unsigned(1);
+    const MAX: i32 = 1;
+    const SUB: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 54] = part(block, 0);
+        let mut q = [_mm256_setzero_si256(); 8];
+        let mut x = load(part(block, 0));
+        for q in &mut q[..5] {
+            *q = digit(x);
+            x = shift(x);
+        }
+        // Low half one digit, high half the next.
+        let y = load16(part(block, 32));
+        let three = _mm_add_epi8(y, _mm_add_epi8(y, y));
+        let mut x = _mm256_set_m128i(three, y);
+        for q in &mut q[5..7] {
+            *q = digit(x);
+            x = shift(shift(x));
+        }
+        let four = u32::from_le_bytes(*part(block, 48));
+        let step = |x: u32, by: u32| {
+            // Bytes of x times `by`, each modulo 256.
+            ((x & 0x00ff_00ff) * by & 0x00ff_00ff) | (((x >> 8 & 0x00ff_00ff) * by & 0x00ff_00ff) << 8)
+        };
+        let last = _mm_setr_epi32(four as i32, step(four, 3) as i32, step(four, 9) as i32, step(four, 27) as i32);
+        q[7] = digit(_mm256_inserti128_si256::<1>(x, last));
+        without_min(q, _mm256_set1_epi16(1), half(block, 52))
+    }
+}
+
+impl SuperAvx2 for b::Tq2 {
+    const FORM: Form = Form::Unsigned(1);
+    /// Codes are 0..=2 in files that ggml writes, but a fourth is possible.
+    const MAX: i32 = 2;
+    const SUB: usize = 256;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts(block: &[u8]) -> Parts {
+        let block: &[u8; 66] = part(block, 0);
+        without_min(two_bits(part(block, 0)), _mm256_set1_epi16(1), half(block, 64))
+    }
+}

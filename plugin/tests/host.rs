@@ -1,0 +1,103 @@
+//! Programs in C that load the library as llama.cpp's do.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{llama, llama_source, plugin, quantize, said};
+
+/// Compiles a program of `tests/host` against the llama.cpp of the other tests.
+fn compile(folder: &Path, name: &str, libraries: &[&str]) -> PathBuf {
+    let program = folder.join(name);
+    let source = llama_source();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/host")
+        .join(format!("{name}.c"));
+    let mut command = Command::new("cc");
+    command
+        .args(["-std=gnu11", "-O1", "-Wall", "-Werror", "-o"])
+        .arg(&program)
+        .arg(here);
+    command
+        .arg("-I")
+        .arg(source.join("include"))
+        .arg("-I")
+        .arg(source.join("ggml/include"));
+    command
+        .arg("-L")
+        .arg(llama())
+        .args(libraries)
+        .args(["-lm", "-lpthread"]);
+    command.arg(format!("-Wl,-rpath,{}", llama().display()));
+    let out = command.output().expect("cc");
+    assert!(out.status.success(), "{command:?}: {}", said(&out));
+    program
+}
+
+#[test]
+fn ggml_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "direct", &["-lggml", "-lggml-base"]);
+    let out = Command::new(program).arg(plugin()).output().unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+}
+
+#[test]
+fn contexts_at_once_and_one_after_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(
+        folder.path(),
+        "contexts",
+        &["-lllama", "-lggml", "-lggml-base"],
+    );
+    let models = [
+        quantize(folder.path(), "Q4_K_M", &[]),
+        quantize(folder.path(), "Q8_0", &["--pure"]),
+    ];
+    // The C program is not beside libggml-cpu, which ggml looks for in the working directory too.
+    let out = Command::new(program)
+        .args(&models)
+        .current_dir(llama())
+        .env("GGML_BACKEND_PATH", plugin())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+}
+
+/// Python opens its extension modules with `RTLD_LOCAL`: ggml's functions are not in the global scope then.
+#[test]
+fn a_host_with_local_symbols() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "local", &["-ldl"]);
+    let out = Command::new(program)
+        .arg(llama().join("libggml.so"))
+        .arg(plugin())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+}
+
+/// A process without ggml: a line that says so, and no backend.
+#[test]
+fn no_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "local", &["-ldl"]);
+    let out = Command::new(program)
+        .arg("none")
+        .arg(plugin())
+        .output()
+        .unwrap();
+    assert!(
+        !out.status.success() && out.status.code() == Some(3),
+        "{}",
+        said(&out)
+    );
+    assert!(
+        said(&out).contains("no ggml with the function"),
+        "{}",
+        said(&out)
+    );
+}

@@ -1,0 +1,224 @@
+// Drives the backend through ggml's public functions, without llama.cpp and without the CPU backend:
+// products against sums over dequantized weights, bad expert numbers, damaged containers, and what a
+// thousand rounds leave behind. Needs libggml and libggml-base only.
+//
+//     direct LIBRARY
+
+#include "ggml.h"
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define CHECK(ok, ...) \
+    do { \
+        if (!(ok)) { \
+            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
+            fprintf(stderr, __VA_ARGS__); \
+            fprintf(stderr, "\n"); \
+            exit(1); \
+        } \
+    } while (0)
+
+enum { N_IN = 256, N_OUT = 37, N_EXPERT = 5, N_USED = 3, N_TOKENS = 9 };
+
+static unsigned state = 1;
+
+static float next_float(void) {
+    state = state * 1664525u + 1013904223u;
+    return (float) (state >> 8) / 8388608.0f - 1.0f;
+}
+
+typedef void (*set_n_threads_t)(ggml_backend_t, int);
+
+static long resident_kb(void) {
+    long total = 0, resident = 0;
+    FILE * f = fopen("/proc/self/statm", "r");
+    if (f) {
+        if (fscanf(f, "%ld %ld", &total, &resident) != 2) {
+            resident = 0;
+        }
+        fclose(f);
+    }
+    return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+static int n_threads_now(void) {
+    int n = 0;
+    DIR * d = opendir("/proc/self/task");
+    while (d && readdir(d)) {
+        n++;
+    }
+    if (d) {
+        closedir(d);
+    }
+    return n - 2;
+}
+
+static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum ggml_type type, int threads, int mapped) {
+    ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
+    CHECK(backend, "no stream");
+    set_n_threads(backend, threads);
+
+    struct ggml_init_params params = { ggml_tensor_overhead() * 64 + ggml_graph_overhead() * 4, NULL, true };
+    struct ggml_context * weights = ggml_init(params);
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * w = ggml_new_tensor_3d(weights, type, N_IN, N_OUT, N_EXPERT);
+    ggml_set_name(w, "blk.0.ffn_up_exps.weight");
+
+    // weights
+    float * values = malloc(sizeof(float) * N_IN * N_OUT * N_EXPERT);
+    for (int i = 0; i < N_IN * N_OUT * N_EXPERT; i++) {
+        values[i] = next_float();
+    }
+    void * bytes = aligned_alloc(64, (ggml_nbytes(w) + 63) / 64 * 64);
+    ggml_quantize_chunk(type, values, bytes, 0, N_OUT * N_EXPERT, N_IN, NULL);
+    ggml_get_type_traits(type)->to_float(bytes, values, N_IN * N_OUT * N_EXPERT);
+
+    ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
+    ggml_backend_buffer_t weight_buffer;
+    if (mapped) {
+        weight_buffer = ggml_backend_dev_buffer_from_host_ptr(dev, bytes, ggml_nbytes(w), ggml_nbytes(w));
+        CHECK(weight_buffer, "no buffer over memory");
+        CHECK(ggml_backend_tensor_alloc(weight_buffer, w, bytes) == GGML_STATUS_SUCCESS, "not placed");
+    } else {
+        weight_buffer = ggml_backend_alloc_ctx_tensors_from_buft(weights, buft);
+        CHECK(weight_buffer, "no buffer");
+        ggml_backend_tensor_set(w, bytes, 0, ggml_nbytes(w));
+        void * back = malloc(ggml_nbytes(w));
+        ggml_backend_tensor_get(w, back, 0, ggml_nbytes(w));
+        CHECK(memcmp(back, bytes, ggml_nbytes(w)) == 0, "weights came back as others");
+        free(back);
+    }
+    CHECK(ggml_backend_buffer_is_host(weight_buffer), "not visible to the host");
+    CHECK(strcmp(ggml_backend_buffer_name(weight_buffer), "MOQA") == 0, "name");
+    ggml_backend_buffer_set_usage(weight_buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+
+    // x has three slots for each token in a wider tensor; ids are a view of all experts, sorted
+    struct ggml_tensor * wide = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, N_IN + 16, N_USED, N_TOKENS);
+    struct ggml_tensor * x = ggml_view_3d(ctx, wide, N_IN, N_USED, N_TOKENS, wide->nb[1], wide->nb[2], 0);
+    struct ggml_tensor * all = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, N_EXPERT, N_TOKENS);
+    struct ggml_tensor * ids = ggml_view_2d(ctx, all, N_USED, N_TOKENS, all->nb[1], 0);
+    struct ggml_tensor * y = ggml_mul_mat_id(ctx, w, x, ids);
+    struct ggml_tensor * added = ggml_add(ctx, y, y);
+    CHECK(ggml_backend_dev_supports_op(dev, y), "the product is not taken");
+    CHECK(ggml_backend_dev_supports_op(dev, w) && ggml_backend_dev_supports_op(dev, ids), "NONE or VIEW");
+    CHECK(!ggml_backend_dev_supports_op(dev, added), "ADD is taken");
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+    CHECK(buffer, "no buffer for activations");
+
+    float * xs = malloc(ggml_nbytes(wide));
+    for (size_t i = 0; i < ggml_nbytes(wide) / sizeof(float); i++) {
+        xs[i] = next_float();
+    }
+    ggml_backend_tensor_set(wide, xs, 0, ggml_nbytes(wide));
+    int32_t numbers[N_EXPERT * N_TOKENS];
+    for (int i = 0; i < N_EXPERT * N_TOKENS; i++) {
+        // numbers behind the view are never to be read
+        numbers[i] = i % N_EXPERT < N_USED ? (i * 7 + i / N_EXPERT) % N_EXPERT : -12345;
+    }
+    ggml_backend_tensor_set(all, numbers, 0, sizeof(numbers));
+
+    struct ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, y);
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "graph");
+    float * found = malloc(ggml_nbytes(y));
+    ggml_backend_tensor_get(y, found, 0, ggml_nbytes(y));
+    for (int t = 0; t < N_TOKENS; t++) {
+        for (int s = 0; s < N_USED; s++) {
+            const float * a = xs + (t * N_USED + s) * (N_IN + 16);
+            const float * e = values + (size_t) numbers[t * N_EXPERT + s] * N_IN * N_OUT;
+            for (int r = 0; r < N_OUT; r++) {
+                double sum = 0, size = 0;
+                for (int i = 0; i < N_IN; i++) {
+                    sum += (double) a[i] * e[r * N_IN + i];
+                    size += fabs((double) a[i] * e[r * N_IN + i]);
+                }
+                const double error = fabs(sum - found[(t * N_USED + s) * N_OUT + r]);
+                CHECK(error <= 0.01 * size, "%s: token %d slot %d row %d: error %g of %g", ggml_type_name(type), t, s, r, error, size);
+            }
+        }
+    }
+
+    // an expert that there is not
+    const int32_t bad[] = { -1, N_EXPERT, 1 << 30 };
+    for (int i = 0; i < 3; i++) {
+        ggml_backend_tensor_set(all, &bad[i], sizeof(int32_t), sizeof(int32_t));
+        CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_FAILED, "expert %d", bad[i]);
+    }
+
+    free(found);
+    free(xs);
+    ggml_backend_free(backend);
+    ggml_backend_buffer_free(buffer);
+    ggml_backend_buffer_free(weight_buffer);
+    ggml_free(ctx);
+    ggml_free(weights);
+    free(bytes);
+    free(values);
+}
+
+// Half a container: a stream is refused while it is loaded, and computing with an existing one fails.
+static void damaged(ggml_backend_dev_t dev) {
+    ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
+    struct ggml_init_params params = { ggml_tensor_overhead() * 16 + ggml_graph_overhead(), NULL, true };
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * w = ggml_new_tensor_3d(ctx, GGML_TYPE_Q8_0, N_IN, N_OUT, N_EXPERT);
+    ggml_set_name(w, "blk.3.ffn_down_exps.weight");
+    struct ggml_tensor * x = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, N_IN, 1, 1);
+    struct ggml_tensor * ids = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 1, 1);
+    struct ggml_tensor * y = ggml_mul_mat_id(ctx, w, x, ids);
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_dev_buffer_type(dev));
+    ggml_backend_buffer_clear(buffer, 0);
+    struct ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, y);
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "zeros");
+    ggml_backend_tensor_set(w, "MOQAMIX1", 0, 8);
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_FAILED, "a header alone");
+    CHECK(ggml_backend_dev_init(dev, NULL) == NULL, "a stream in spite of damage");
+    ggml_backend_tensor_memset(w, 0, 0, 8);
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "zeros again");
+    ggml_backend_tensor_set(w, "1XIMAQOM", ggml_nbytes(w) - 64, 8);
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_FAILED, "a seal alone");
+    ggml_backend_buffer_free(buffer);
+    ggml_backend_free(backend);
+    ggml_free(ctx);
+    ggml_backend_t after = ggml_backend_dev_init(dev, NULL);
+    CHECK(after, "no stream although the damaged tensor is gone");
+    ggml_backend_free(after);
+}
+
+int main(int argc, char ** argv) {
+    CHECK(argc == 2, "usage: direct LIBRARY");
+    ggml_backend_reg_t reg = ggml_backend_load(argv[1]);
+    CHECK(reg, "not loaded");
+    CHECK(ggml_backend_reg_dev_count(reg) == 1, "devices");
+    ggml_backend_dev_t dev = ggml_backend_reg_dev_get(reg, 0);
+    CHECK(ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_ACCEL, "type of device");
+    struct ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(dev, &props);
+    CHECK(props.caps.buffer_from_host_ptr && !props.caps.async && strcmp(props.name, "MOQA") == 0, "properties");
+    set_n_threads_t set_n_threads = (set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+    CHECK(set_n_threads, "no ggml_backend_set_n_threads");
+
+    const enum ggml_type types[] = { GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q4_0 };
+    for (int i = 0; i < 16; i++) {
+        round_of(dev, set_n_threads, types[i % 4], 1 + i / 4, i % 2);
+    }
+    damaged(dev);
+    const long before = resident_kb();
+    const int threads = n_threads_now();
+    for (int i = 0; i < 300; i++) {
+        round_of(dev, set_n_threads, types[i % 4], 1 + i % 3, i / 4 % 2);
+    }
+    const long grown = resident_kb() - before;
+    CHECK(n_threads_now() == threads, "%d threads, %d before", n_threads_now(), threads);
+    CHECK(grown < 4096, "%ld KiB more after 300 rounds", grown);
+    printf("ok: %ld KiB more after 300 rounds\n", grown);
+    return 0;
+}
