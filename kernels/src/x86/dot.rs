@@ -32,10 +32,11 @@ fn float(bytes: &[u8], at: usize) -> f32 {
 /// int16 pairs of code times activation; both within their signs.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn multiply(form: Form, q: __m256i, a: __m256i) -> __m256i {
+fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
     match form {
         Form::Unsigned(_) => _mm256_maddubs_epi16(q, a),
         Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
+        Form::Magnitudes => _mm256_maddubs_epi16(q, _mm256_sign_epi8(a, sign)),
     }
 }
 
@@ -99,7 +100,7 @@ fn super_rows<S: SuperAvx2, const T: usize>(
                 let a: &[u8; BLOCK_BYTES] = part(a, b * BLOCK_BYTES);
                 let mut dot = _mm256_setzero_si256();
                 for j in 0..8 {
-                    let products = multiply(S::FORM, w.q[j], load(part(a, VALUES + 32 * j)));
+                    let products = multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
                     let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
                     let scale = if S::SUB == 256 { w.scale } else { _mm256_shuffle_epi8(w.scale, pick) };
                     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
@@ -208,7 +209,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
             let values = load(part(a, VALUES + 32 * j));
             let mut dots = [ones; ROWS];
             for r in 0..ROWS {
-                dots[r] = _mm256_madd_epi16(multiply(M::FORM, q[r], values), ones);
+                dots[r] = _mm256_madd_epi16(multiply(M::FORM, q[r], ones, values), ones);
             }
             let mut dot = sum4(dots);
             let half = |at: usize| i32::from(i16::from_ne_bytes(*part(a, at)));

@@ -130,6 +130,11 @@ impl<const NR: usize> SuperPanel<NR> {
                         *q = _mm256_sub_epi8(*q, _mm256_set1_epi8(offset));
                     }
                 }
+                if S::FORM == Form::Magnitudes {
+                    for (q, sign) in w.q.iter_mut().zip(w.sign) {
+                        *q = _mm256_sign_epi8(*q, sign);
+                    }
+                }
                 codes[r] = w.q;
                 scale[r] = w.scale;
                 min[r] = w.min;

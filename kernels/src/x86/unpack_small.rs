@@ -111,13 +111,24 @@ impl SmallAvx2 for b::Iq4Nl {
     }
 }
 
+/// [`tables::E2M1`] moved up to be unsigned.
+static E2M1_UP: [i8; 16] = {
+    let mut up = tables::E2M1;
+    let mut i = 0;
+    while i < 16 {
+        up[i] += 12;
+        i += 1;
+    }
+    up
+};
+
 impl SmallAvx2 for b::Mxfp4 {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(12);
     const MAX: i32 = 12;
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes(block: &[u8], _: usize) -> __m256i {
-        table_nibbles(&tables::E2M1, part(block, 1))
+        table_nibbles(&E2M1_UP, part(block, 1))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -127,14 +138,12 @@ impl SmallAvx2 for b::Mxfp4 {
 }
 
 impl SmallAvx2 for b::Q1_0 {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(1);
     const MAX: i32 = 1;
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes(block: &[u8], piece: usize) -> __m256i {
-        let ones = mask(u32_at(block, 2 + 4 * piece));
-        // 1 where the mask is -1, -1 where it is 0.
-        _mm256_sub_epi8(_mm256_set1_epi8(-1), _mm256_add_epi8(ones, ones))
+        _mm256_and_si256(mask(u32_at(block, 2 + 4 * piece)), _mm256_set1_epi8(2))
     }
 }
 
