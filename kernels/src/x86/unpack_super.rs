@@ -53,7 +53,10 @@ fn both(x: __m128i) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn even_odd(x: __m128i) -> __m128i {
-    _mm_shuffle_epi8(x, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15))
+    _mm_shuffle_epi8(
+        x,
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15),
+    )
 }
 
 /// `2 * x + 1`
@@ -116,7 +119,10 @@ impl SuperAvx2 for b::Q3K {
         let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
         let low = _mm_and_si128(low, _mm_set1_epi8(15));
         let high = _mm_set1_epi32(u32_at(block, 104) as i32);
-        let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+        let high = _mm_and_si128(
+            _mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)),
+            _mm_set1_epi8(3),
+        );
         let scales = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
         let scales = even_odd(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
 
@@ -185,7 +191,14 @@ impl SuperAvx2 for b::Q4K {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 144] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
-        Parts { q: nibbles(part(block, 16)), sign: [scale; 8], scale, min, d: half(block, 0), dmin: half(block, 2) }
+        Parts {
+            q: nibbles(part(block, 16)),
+            sign: [scale; 8],
+            scale,
+            min,
+            d: half(block, 0),
+            dmin: half(block, 2),
+        }
     }
 }
 
@@ -215,7 +228,14 @@ impl SuperAvx2 for b::Q5K {
         for (q, bits) in q.iter_mut().zip(bits) {
             *q = _mm256_or_si256(*q, _mm256_and_si256(bits, sixteen));
         }
-        Parts { q, sign: [scale; 8], scale, min, d: half(block, 0), dmin: half(block, 2) }
+        Parts {
+            q,
+            sign: [scale; 8],
+            scale,
+            min,
+            d: half(block, 0),
+            dmin: half(block, 2),
+        }
     }
 }
 
@@ -241,8 +261,10 @@ impl SuperAvx2 for b::Q6K {
             ];
             let low = [x, y, _mm256_srli_epi16::<4>(x), _mm256_srli_epi16::<4>(y)];
             for j in 0..4 {
-                q[4 * i + j] =
-                    _mm256_or_si256(_mm256_and_si256(low[j], fifteen), _mm256_and_si256(bits[j], top));
+                q[4 * i + j] = _mm256_or_si256(
+                    _mm256_and_si256(low[j], fifteen),
+                    _mm256_and_si256(bits[j], top),
+                );
             }
         }
         Parts {
@@ -262,10 +284,15 @@ impl SuperAvx2 for b::Q6K {
 fn even_parity(seven: __m256i) -> __m256i {
     const E: i8 = 0;
     const O: i8 = -128;
-    let parity = both(_mm_setr_epi8(E, O, O, E, O, E, E, O, O, E, E, O, E, O, O, E));
+    let parity = both(_mm_setr_epi8(
+        E, O, O, E, O, E, E, O, O, E, E, O, E, O, O, E,
+    ));
     let fifteen = _mm256_set1_epi8(15);
     let low = _mm256_shuffle_epi8(parity, _mm256_and_si256(seven, fifteen));
-    let high = _mm256_shuffle_epi8(parity, _mm256_and_si256(_mm256_srli_epi16::<4>(seven), fifteen));
+    let high = _mm256_shuffle_epi8(
+        parity,
+        _mm256_and_si256(_mm256_srli_epi16::<4>(seven), fifteen),
+    );
     _mm256_or_si256(seven, _mm256_xor_si256(low, high))
 }
 
@@ -286,7 +313,12 @@ fn sevens(x: __m256i) -> __m256i {
 fn spread_all(bytes: __m256i) -> [__m256i; 8] {
     let low = _mm256_permute4x64_epi64::<0b01_00_01_00>(bytes);
     let high = _mm256_permute4x64_epi64::<0b11_10_11_10>(bytes);
-    let first = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let first = _mm256_setr_epi64x(
+        0,
+        0x0101_0101_0101_0101,
+        0x0202_0202_0202_0202,
+        0x0303_0303_0303_0303,
+    );
     let mut all = [first; 8];
     for i in 0..4 {
         let index = _mm256_add_epi8(first, _mm256_set1_epi8(4 * i as i8));
@@ -340,7 +372,14 @@ fn without_min(q: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn with_signs(q: [__m256i; 8], sign: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
-    Parts { q, sign, scale, min: _mm256_setzero_si256(), d, dmin: 0.0 }
+    Parts {
+        q,
+        sign,
+        scale,
+        min: _mm256_setzero_si256(),
+        d,
+        dmin: 0.0,
+    }
 }
 
 impl SuperAvx2 for b::Iq2Xxs {
@@ -352,7 +391,10 @@ impl SuperAvx2 for b::Iq2Xxs {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
-        let (x, y) = (_mm256_castsi256_ps(load(part(block, 2))), _mm256_castsi256_ps(load(part(block, 34))));
+        let (x, y) = (
+            _mm256_castsi256_ps(load(part(block, 2))),
+            _mm256_castsi256_ps(load(part(block, 34))),
+        );
         let words = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(x, y));
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
         let signs = even_parity(sevens(words));
@@ -363,7 +405,12 @@ impl SuperAvx2 for b::Iq2Xxs {
             let entry = |l: usize| tables::IQ2_XXS[index(n, l)];
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(q, sign, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.125)
+        with_signs(
+            q,
+            sign,
+            odd(narrow(_mm256_srli_epi32::<28>(words))),
+            half(block, 0) * 0.125,
+        )
     }
 }
 
@@ -372,7 +419,10 @@ impl SuperAvx2 for b::Iq2Xxs {
 #[target_feature(enable = "avx2")]
 fn scales4(bytes: &[u8; 8]) -> __m256i {
     let x = load8(bytes);
-    let x = _mm_and_si128(_mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)), _mm_set1_epi8(15));
+    let x = _mm_and_si128(
+        _mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)),
+        _mm_set1_epi8(15),
+    );
     odd(_mm256_cvtepu8_epi16(x))
 }
 
@@ -442,11 +492,19 @@ impl SuperAvx2 for b::Iq3Xxs {
         for (i, q) in q.iter_mut().enumerate() {
             let n: &[u8; 8] = part(block, 2 + 8 * i);
             let entry = |l: usize| {
-                pair(tables::IQ3_XXS[index(n, 2 * l)], tables::IQ3_XXS[index(n, 2 * l + 1)])
+                pair(
+                    tables::IQ3_XXS[index(n, 2 * l)],
+                    tables::IQ3_XXS[index(n, 2 * l + 1)],
+                )
             };
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(q, sign, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.25)
+        with_signs(
+            q,
+            sign,
+            odd(narrow(_mm256_srli_epi32::<28>(words))),
+            half(block, 0) * 0.25,
+        )
     }
 }
 
@@ -478,7 +536,12 @@ impl SuperAvx2 for b::Iq3S {
             let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(q, sign, odd(eight_nibbles(part(block, 106))), half(block, 0))
+        with_signs(
+            q,
+            sign,
+            odd(eight_nibbles(part(block, 106))),
+            half(block, 0),
+        )
     }
 }
 
@@ -521,8 +584,22 @@ impl SuperAvx2 for b::Iq1M {
         let x = _mm_cvtsi64_si128(words as i64);
         let x = both(_mm_unpacklo_epi16(x, x));
         let up = _mm256_setr_epi16(
-            1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, //
-            1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7, //
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
         );
         let scale = _mm256_srli_epi16::<13>(_mm256_mullo_epi16(x, up));
         // The sign of delta of each eight at the top of a byte.
@@ -553,7 +630,16 @@ impl SuperAvx2 for b::Iq4Xs {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 136] = part(block, 0);
         // The multiplication moves the two bits to the top.
-        let up = both(_mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
+        let up = both(_mm_setr_epi16(
+            1 << 14,
+            1 << 12,
+            1 << 10,
+            1 << 8,
+            1 << 6,
+            1 << 4,
+            1 << 2,
+            1,
+        ));
         let high = _mm256_mullo_epi16(_mm256_set1_epi16(u16_at(block, 2) as i16), up);
         let high = _mm256_slli_epi16::<4>(_mm256_srli_epi16::<14>(high));
         let scale = _mm256_or_si256(eight_nibbles(part(block, 4)), high);
@@ -587,7 +673,10 @@ pub(super) fn table_nibbles(table: &[i8; 16], bytes: &[u8; 16]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn plain_nibbles(bytes: &[u8; 16]) -> __m256i {
     let x = load16(bytes);
-    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+    _mm256_and_si256(
+        _mm256_set_m128i(_mm_srli_epi16::<4>(x), x),
+        _mm256_set1_epi8(15),
+    )
 }
 
 /// The first base-3 digit of each byte.
@@ -634,9 +723,15 @@ impl SuperAvx2 for b::Tq1 {
         let four = u32::from_le_bytes(*part(block, 48));
         let step = |x: u32, by: u32| {
             // Bytes of x times `by`, each modulo 256.
-            ((x & 0x00ff_00ff) * by & 0x00ff_00ff) | (((x >> 8 & 0x00ff_00ff) * by & 0x00ff_00ff) << 8)
+            (((x & 0x00ff_00ff) * by) & 0x00ff_00ff)
+                | ((((x >> 8 & 0x00ff_00ff) * by) & 0x00ff_00ff) << 8)
         };
-        let last = _mm_setr_epi32(four as i32, step(four, 3) as i32, step(four, 9) as i32, step(four, 27) as i32);
+        let last = _mm_setr_epi32(
+            four as i32,
+            step(four, 3) as i32,
+            step(four, 9) as i32,
+            step(four, 27) as i32,
+        );
         q[7] = digit(_mm256_inserti128_si256::<1>(x, last));
         without_min(q, _mm256_set1_epi16(1), half(block, 52))
     }
@@ -652,6 +747,10 @@ impl SuperAvx2 for b::Tq2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
-        without_min(two_bits(part(block, 0)), _mm256_set1_epi16(1), half(block, 64))
+        without_min(
+            two_bits(part(block, 0)),
+            _mm256_set1_epi16(1),
+            half(block, 64),
+        )
     }
 }
