@@ -23,13 +23,13 @@ fn ahead(job: &Job) -> usize {
     if rows < 16384 { rows } else { AHEAD }
 }
 
-/// What is loaded of a float, which the block is known to hold.
+/// The float at byte `at`.
 #[inline(always)]
 fn float(bytes: &[u8], at: usize) -> f32 {
     f32::from_ne_bytes(*part(bytes, at))
 }
 
-/// int16 pairs of code times activation; both within their signs.
+/// Products of codes and activations, added up by two in int16.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {

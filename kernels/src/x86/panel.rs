@@ -22,8 +22,8 @@ pub(super) trait Codes {
     const MAX: i32;
     /// Steps that share a scale.
     const STEPS: usize;
-    /// Whether kernels with `vpdpbusd` or the signs trick see the activations as they are, or else moved up by
-    /// 128 to be unsigned, which a term of the weights alone corrects.
+    /// `vpmaddubsw` and `vpdpbusd` want one unsigned operand. Codes without an offset are; for the others the
+    /// activations are moved up by 128, which a term of the weights alone corrects.
     const UNSIGNED_WEIGHTS: bool = matches!(Self::FORM, Form::Unsigned(0));
 }
 
