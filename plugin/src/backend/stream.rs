@@ -13,8 +13,9 @@ use crate::compute::experts::Experts;
 use crate::compute::product::Product;
 use crate::compute::rows::Output;
 use crate::host::Host;
+use crate::host::symbols::openmp_of_cpu_backend;
 use crate::log::{debug, error};
-use crate::pool::lock;
+use crate::pool::{Pool, lock};
 
 /// As many as ggml uses when nobody says.
 const DEFAULT_THREADS: usize = 4;
@@ -163,6 +164,21 @@ unsafe extern "C" fn graph_compute(
     })
 }
 
+/// The CPU backend's threads where it has OpenMP's, unless `MOQA_THREADS` is `own`; otherwise our own.
+fn pool(threads: usize) -> Pool {
+    let own = std::env::var("MOQA_THREADS").as_deref() == Ok("own");
+    match openmp_of_cpu_backend().filter(|_| !own && threads > 1) {
+        Some(parallel) => {
+            debug!("{threads} threads, those of the CPU backend");
+            Pool::of_team(parallel, threads)
+        }
+        None => {
+            debug!("{threads} threads of its own");
+            Pool::new(threads)
+        }
+    }
+}
+
 /// A node whose tensors were looked up, before its results are claimed.
 struct Node<'a> {
     tensor: Tensor<'a>,
@@ -246,7 +262,7 @@ impl Stream {
         {
             // The old threads end before new ones begin.
             self.computer = None;
-            self.computer = Some(Computer::new(self.threads));
+            self.computer = Some(Computer::new(pool(self.threads)));
         }
         for (node, product) in nodes.iter().zip(&products) {
             let by_ids = node.tensor.op() == host.numbers.mul_mat_id;

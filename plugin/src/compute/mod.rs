@@ -40,6 +40,11 @@ const TASK_ROWS: std::ops::RangeInclusive<usize> = 8..=64;
 /// Activation rows that the kernels get at once.
 const TASK_TOKENS: usize = 128;
 
+/// Values that a thread quantizes in a microsecond, about.
+const QUANTIZED_PER_MICROSECOND: u64 = 500;
+/// Multiplications that a thread does in a microsecond, about.
+const MULTIPLIED_PER_MICROSECOND: u64 = 15_000;
+
 /// Threads and their memory.
 pub struct Computer {
     pool: Pool,
@@ -76,9 +81,8 @@ struct Task {
 }
 
 impl Computer {
-    /// With so many threads, the caller's included.
-    pub fn new(threads: usize) -> Self {
-        let pool = Pool::new(threads);
+    /// With the threads of a pool.
+    pub fn new(pool: Pool) -> Self {
         Self {
             threads: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             pool,
@@ -135,7 +139,12 @@ impl Computer {
                     .map(|(rows, place)| Mutex::new((q, rows, place))),
             );
         }
-        self.pool.run(pieces.len(), &|thread, tasks| {
+        let values: usize = quantized
+            .iter()
+            .map(|q| q.rows.len() * q.input.form().ne[0])
+            .sum();
+        let alone = values as u64 / QUANTIZED_PER_MICROSECOND < self.pool.worthwhile();
+        self.pool.run(pieces.len(), alone, &|thread, tasks| {
             let values = &mut lock(&memory[thread]).values;
             for task in tasks {
                 let (q, rows, place) = &mut *lock(&pieces[task]);
@@ -152,7 +161,9 @@ impl Computer {
         drop(pieces);
 
         let buffers = &*buffers;
-        self.pool.run(tasks.len(), &|thread, numbers| {
+        let multiplied: u64 = products.iter().map(Product::multiplications).sum();
+        let alone = multiplied / MULTIPLIED_PER_MICROSECOND < self.pool.worthwhile();
+        self.pool.run(tasks.len(), alone, &|thread, numbers| {
             let memory = &mut *lock(&memory[thread]);
             for number in numbers {
                 let task = &tasks[number];

@@ -176,6 +176,12 @@ impl<'a> Product<'a> {
         })
     }
 
+    /// Multiplications of numbers that it takes.
+    pub fn multiplications(&self) -> u64 {
+        let each = (self.experts.n_in() as u64).saturating_mul(self.experts.n_out() as u64);
+        each.saturating_mul(self.pairs.len() as u64)
+    }
+
     /// The pairs of an expert.
     pub fn of(&self, expert: usize) -> &[Pair] {
         &self.pairs[self.starts[expert]..self.starts[expert + 1]]
