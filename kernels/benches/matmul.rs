@@ -17,7 +17,9 @@ const N_IN: usize = 2048;
 const N_ROWS: usize = 768;
 
 fn best(runs: usize, mut f: impl FnMut()) -> f64 {
-    (0..runs).map(|_| seconds(&mut f)).fold(f64::INFINITY, f64::min)
+    (0..runs)
+        .map(|_| seconds(&mut f))
+        .fold(f64::INFINITY, f64::min)
 }
 
 fn seconds(f: impl FnOnce()) -> f64 {
@@ -45,7 +47,9 @@ fn read_speed(bytes: &[u8]) -> f64 {
             black_box(sums);
         })
     };
-    let times = (0..3).flat_map(|_| bytes.chunks_exact(PIECE_BYTES).map(time)).collect();
+    let times = (0..3)
+        .flat_map(|_| bytes.chunks_exact(PIECE_BYTES).map(time))
+        .collect();
     PIECE_BYTES as f64 / quarter(times)
 }
 
@@ -137,7 +141,9 @@ fn random_bytes(n: usize) -> Vec<u8> {
     let mut state = 7u64;
     let mut out = Vec::with_capacity(n + 8);
     while out.len() < n {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         out.extend_from_slice(&(state >> 16).to_le_bytes()[..6]);
     }
     out.truncate(n);
@@ -152,13 +158,22 @@ struct Bench {
 
 impl Bench {
     /// Seconds of multiplications of groups of `rows` rows of `n_rows` with `tokens` activations.
-    fn times(&mut self, ty: Type, data: &[u8], n_rows: usize, rows: usize, tokens: usize) -> Vec<f64> {
+    fn times(
+        &mut self,
+        ty: Type,
+        data: &[u8],
+        n_rows: usize,
+        rows: usize,
+        tokens: usize,
+    ) -> Vec<f64> {
         let weights = Weights::new(ty, data, ty.row_bytes(N_IN).unwrap(), n_rows, N_IN).unwrap();
         let form = ty.activation();
         let size = form.row_bytes(N_IN);
         let mut acts = vec![0; size * tokens];
         for (t, row) in acts.chunks_exact_mut(size).enumerate() {
-            let values: Vec<f32> = (0..N_IN).map(|i| ((i * 31 + t * 17) % 101) as f32 - 50.0).collect();
+            let values: Vec<f32> = (0..N_IN)
+                .map(|i| ((i * 31 + t * 17) % 101) as f32 - 50.0)
+                .collect();
             form.quantize_row(self.isa, &values, row).unwrap();
         }
         let act_rows: Vec<u32> = (0..tokens as u32).collect();
@@ -167,7 +182,16 @@ impl Bench {
             .map(|i| {
                 seconds(|| {
                     let rows = i * rows..(i + 1) * rows;
-                    matmul(self.isa, &weights, rows, &acts, &act_rows, &mut self.out, &mut self.scratch).unwrap();
+                    matmul(
+                        self.isa,
+                        &weights,
+                        rows,
+                        &acts,
+                        &act_rows,
+                        &mut self.out,
+                        &mut self.scratch,
+                    )
+                    .unwrap();
                     black_box(&self.out);
                 })
             })
@@ -176,13 +200,18 @@ impl Bench {
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
     let isa = Isa::detect();
     let data = random_bytes(DECODE_BYTES);
     let mxfp4 = {
         // Exponents as in models: sums of very small floats would be slow for another reason.
         let mut data = data.clone();
-        data.iter_mut().step_by(17).for_each(|exponent| *exponent = 120);
+        data.iter_mut()
+            .step_by(17)
+            .for_each(|exponent| *exponent = 120);
         data
     };
     let read = read_speed(&data);
@@ -192,8 +221,14 @@ fn main() {
         println!("{name} alone {:.0} GMAC/s", speed / 1e9);
     }
     println!("         decode GB/s (of reading)            prefill GMAC/s (of the instruction)");
-    println!("type     1 token      2            4            8 tokens     16           64           256");
-    let mut bench = Bench { isa, scratch: Scratch::new(), out: Vec::new() };
+    println!(
+        "type     1 token      2            4            8 tokens     16           64           256"
+    );
+    let mut bench = Bench {
+        isa,
+        scratch: Scratch::new(),
+        out: Vec::new(),
+    };
     for &ty in Type::ALL {
         if !wanted.is_empty() && !wanted.iter().any(|name| name == ty.name()) {
             continue;
@@ -204,13 +239,22 @@ fn main() {
         print!("{:8}", ty.name());
         for tokens in [1, 2, 4] {
             // Slow paths get fewer rows, which still are more than the caches hold.
-            let n_rows = if isa == Isa::Scalar { n_rows / 16 } else { n_rows };
+            let n_rows = if isa == Isa::Scalar {
+                n_rows / 16
+            } else {
+                n_rows
+            };
             let rows = PIECE_BYTES / row_bytes;
-            let speed = (rows * row_bytes) as f64 / quarter(bench.times(ty, data, n_rows, rows, tokens));
+            let speed =
+                (rows * row_bytes) as f64 / quarter(bench.times(ty, data, n_rows, rows, tokens));
             print!(" {:5.2} ({:3.0}%)", speed / 1e9, 100.0 * speed / read);
         }
         for tokens in [8, 16, 64, 256] {
-            let runs = if isa == Isa::Scalar { 1 } else { (2048 / tokens).max(16) };
+            let runs = if isa == Isa::Scalar {
+                1
+            } else {
+                (2048 / tokens).max(16)
+            };
             let time = (0..runs)
                 .map(|_| bench.times(ty, data, N_ROWS, N_ROWS, tokens)[0])
                 .fold(f64::INFINITY, f64::min);

@@ -60,6 +60,11 @@ impl Activation {
             Activation::Q8K => BLOCK,
         };
         for (values, block) in values.chunks(BLOCK).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+            #[cfg(target_arch = "x86_64")]
+            if isa != Isa::Scalar && values.len() == BLOCK {
+                crate::x86::quantize_block(values, group, block);
+                continue;
+            }
             quantize_block(values, group, block);
         }
         Ok(())
@@ -99,7 +104,11 @@ fn scale(values: &[f32]) -> (f32, f32) {
     if values.iter().any(|x| !x.is_finite()) {
         return (f32::NAN, 0.0);
     }
-    let max = values.iter().fold(0f32, |max, x| max.max(x.abs()));
+    scale_of(values.iter().fold(0f32, |max, x| max.max(x.abs())))
+}
+
+/// The same from the largest magnitude, if all are finite.
+pub(crate) fn scale_of(max: f32) -> (f32, f32) {
     // Below this the inverse would overflow; such values are nothing next to any other.
     if max < 1e-36 {
         (0.0, 0.0)
@@ -165,6 +174,36 @@ mod tests {
                 assert_eq!(block.sum(j), sum);
             }
             assert!(out[BLOCK_BYTES + VALUES + 32..].iter().all(|&q| q == 0));
+        }
+    }
+
+    #[test]
+    fn paths_agree() {
+        let values: Vec<f32> = (0..512)
+            .map(|i| ((i * 7919 % 1009) as f32 - 504.3) * 1.7f32.powi(i / 32))
+            .collect();
+        for (at, special) in [
+            (0, 1.0),
+            (100, f32::NAN),
+            (511, f32::INFINITY),
+            (256, f32::NEG_INFINITY),
+            (3, 1e-40),
+        ] {
+            let mut values = values.clone();
+            values[at] = special;
+            if special == 1e-40 {
+                values[..256].fill(special);
+            }
+            for form in [Activation::Q8, Activation::Q8K] {
+                let mut expected = vec![0; 640];
+                form.quantize_row(Isa::Scalar, &values, &mut expected)
+                    .unwrap();
+                for isa in Isa::available() {
+                    let mut found = vec![1; 640];
+                    form.quantize_row(isa, &values, &mut found).unwrap();
+                    assert_eq!(expected, found, "{form:?} {isa:?} with {special}");
+                }
+            }
         }
     }
 

@@ -14,6 +14,9 @@
 //! # Ok::<(), moqa_kernels::Error>(())
 //! ```
 
+// Kernels index several arrays with one variable; the ranges say what is meant better than zips would.
+#![allow(clippy::needless_range_loop)]
+
 mod activation;
 mod blocks;
 mod error;

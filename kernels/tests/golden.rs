@@ -54,10 +54,23 @@ fn agrees_with_ggml() {
                 let mut acts = vec![0; form.row_bytes(n)];
                 form.quantize_row(isa, &activations, &mut acts).unwrap();
                 let mut ours = [0f32];
-                matmul(isa, &weights, 0..1, &acts, &[0], &mut ours, &mut Scratch::new()).unwrap();
+                matmul(
+                    isa,
+                    &weights,
+                    0..1,
+                    &acts,
+                    &[0],
+                    &mut ours,
+                    &mut Scratch::new(),
+                )
+                .unwrap();
                 // Both round the activations; ggml rounds their scales to halves in some formats.
                 let error = (ours[0] - theirs).abs() / size;
-                assert!(error < 2e-4, "{ty:?} {isa:?}: {} here, {theirs} in ggml, size {size}", ours[0]);
+                assert!(
+                    error < 2e-4,
+                    "{ty:?} {isa:?}: {} here, {theirs} in ggml, size {size}",
+                    ours[0]
+                );
             }
             dots += 1;
         }

@@ -6,14 +6,20 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 32) as u32
     }
     fn below(&mut self, n: usize) -> usize {
         self.next() as usize % n
     }
     fn noise(&mut self) -> f32 {
-        (0..12).map(|_| self.next() as f32 / 4294967296.0).sum::<f32>() - 6.0
+        (0..12)
+            .map(|_| self.next() as f32 / 4294967296.0)
+            .sum::<f32>()
+            - 6.0
     }
 }
 
@@ -48,7 +54,9 @@ fn fill(ty: Type, data: &mut [u8], fill: Fill, random: &mut Random) {
         match fill {
             Fill::Zero => block.fill(0),
             Fill::Ones => block.fill(255),
-            _ => block.iter_mut().for_each(|b| *b = (random.next() >> 11) as u8),
+            _ => block
+                .iter_mut()
+                .for_each(|b| *b = (random.next() >> 11) as u8),
         }
         let scale = |random: &mut Random| -> u16 {
             match fill {
@@ -64,7 +72,11 @@ fn fill(ty: Type, data: &mut [u8], fill: Fill, random: &mut Random) {
         }
         match ty {
             Type::MXFP4 if fill != Fill::Zero => {
-                block[0] = if fill == Fill::AnyScale { random.below(200) as u8 } else { 120 };
+                block[0] = if fill == Fill::AnyScale {
+                    random.below(200) as u8
+                } else {
+                    120
+                };
             }
             Type::IQ1_M => {
                 let half = scale(random);
@@ -94,7 +106,14 @@ struct Case {
 
 impl Case {
     /// Weights at an odd address, with a gap after each row.
-    fn new(ty: Type, n_rows: usize, n_in: usize, n_acts: usize, how: Fill, random: &mut Random) -> Case {
+    fn new(
+        ty: Type,
+        n_rows: usize,
+        n_in: usize,
+        n_acts: usize,
+        how: Fill,
+        random: &mut Random,
+    ) -> Case {
         let used = ty.row_bytes(n_in).unwrap();
         let gap = random.below(3) * 7;
         let row_bytes = used + gap;
@@ -108,19 +127,58 @@ impl Case {
         let mut acts = vec![0; form.row_bytes(n_in) * n_acts];
         for act in acts.chunks_exact_mut(form.row_bytes(n_in)) {
             let size = 10f32.powi(random.below(5) as i32 - 2);
-            let values: Vec<f32> = (0..n_in).map(|_| random.noise() * size).collect();
+            let extreme = how == Fill::Ones || random.below(4) == 0;
+            let values: Vec<f32> = (0..n_in)
+                .map(|_| match extreme {
+                    // The largest codes: sums that saturate would show.
+                    true => size,
+                    false => random.noise() * size,
+                })
+                .map(|x| if how == Fill::Usual && extreme { -x } else { x })
+                .collect();
             form.quantize_row(Isa::Scalar, &values, act).unwrap();
         }
-        Case { ty, data, offset, row_bytes, n_rows, n_in, acts, n_acts }
+        Case {
+            ty,
+            data,
+            offset,
+            row_bytes,
+            n_rows,
+            n_in,
+            acts,
+            n_acts,
+        }
     }
 
     fn weights(&self) -> Weights<'_> {
-        Weights::new(self.ty, &self.data[self.offset..], self.row_bytes, self.n_rows, self.n_in).unwrap()
+        Weights::new(
+            self.ty,
+            &self.data[self.offset..],
+            self.row_bytes,
+            self.n_rows,
+            self.n_in,
+        )
+        .unwrap()
     }
 
-    fn run(&self, isa: Isa, rows: std::ops::Range<usize>, act_rows: &[u32], scratch: &mut Scratch) -> Vec<f32> {
+    fn run(
+        &self,
+        isa: Isa,
+        rows: std::ops::Range<usize>,
+        act_rows: &[u32],
+        scratch: &mut Scratch,
+    ) -> Vec<f32> {
         let mut out = vec![f32::NAN; rows.len() * act_rows.len()];
-        matmul(isa, &self.weights(), rows, &self.acts, act_rows, &mut out, scratch).unwrap();
+        matmul(
+            isa,
+            &self.weights(),
+            rows,
+            &self.acts,
+            act_rows,
+            &mut out,
+            scratch,
+        )
+        .unwrap();
         out
     }
 
@@ -138,7 +196,11 @@ fn same(case: &Case, expected: &[f32], found: &[f32], what: &str) {
         } else {
             x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan()
         };
-        assert!(good, "{:?} {what}: element {i}: {x} expected, {y} found", case.ty);
+        assert!(
+            good,
+            "{:?} {what}: element {i}: {x} expected, {y} found",
+            case.ty
+        );
     }
 }
 
@@ -153,7 +215,9 @@ fn paths_agree() {
                 for n_acts in [1, 2, 3, 4, 5, 7, 8, 9, 13, 16] {
                     let n_in = unit * (1 + random.below(if unit == 256 { 3 } else { 20 }));
                     let case = Case::new(ty, n_rows, n_in, n_acts, how, &mut random);
-                    let act_rows: Vec<u32> = (0..n_acts).map(|_| random.below(case.n_acts) as u32).collect();
+                    let act_rows: Vec<u32> = (0..n_acts)
+                        .map(|_| random.below(case.n_acts) as u32)
+                        .collect();
                     let expected = case.run(Isa::Scalar, 0..n_rows, &act_rows, &mut scratch);
                     for isa in Isa::available() {
                         let found = case.run(isa, 0..n_rows, &act_rows, &mut scratch);
@@ -179,7 +243,12 @@ fn any_number_of_activations() {
             for n in 0..=70 {
                 let found = case.run(isa, 0..17, &all[..n], &mut scratch);
                 assert_eq!(found.len(), 17 * n);
-                same(&case, &expected, &found, &format!("{isa:?} with {n} activations"));
+                same(
+                    &case,
+                    &expected,
+                    &found,
+                    &format!("{isa:?} with {n} activations"),
+                );
             }
         }
     }
@@ -207,7 +276,11 @@ fn splits_do_not_matter() {
                     let part = &found[(t - from) * (end - start)..][..end - start];
                     let expected = &whole[t * n_rows + start..t * n_rows + end];
                     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    assert_eq!(bits(part), bits(expected), "{ty:?} {isa:?} rows {start}..{end}");
+                    assert_eq!(
+                        bits(part),
+                        bits(expected),
+                        "{ty:?} {isa:?} rows {start}..{end}"
+                    );
                 }
             }
         }
@@ -223,7 +296,15 @@ fn refuses_bad_calls() {
     for isa in Isa::available() {
         let mut out = [7f32; 8];
         let mut call = |rows, acts: &[u8], act_rows: &[u32], n_out: usize| {
-            let result = matmul(isa, &weights, rows, acts, act_rows, &mut out[..n_out], &mut scratch);
+            let result = matmul(
+                isa,
+                &weights,
+                rows,
+                acts,
+                act_rows,
+                &mut out[..n_out],
+                &mut scratch,
+            );
             if result.is_err() {
                 assert_eq!(out, [7f32; 8]);
             }
@@ -239,7 +320,15 @@ fn refuses_bad_calls() {
     }
     for isa in Isa::ALL {
         let mut out = [0f32; 4];
-        let result = matmul(isa, &weights, 0..4, &case.acts, &[0], &mut out, &mut scratch);
+        let result = matmul(
+            isa,
+            &weights,
+            0..4,
+            &case.acts,
+            &[0],
+            &mut out,
+            &mut scratch,
+        );
         assert_eq!(result.is_ok(), isa.is_available());
     }
 }

@@ -28,7 +28,7 @@ impl SuperType for Tq1 {
         for (i, q) in out.q.iter_mut().enumerate() {
             let (byte, digit) = tq1_place(i);
             let rest = block[byte].wrapping_mul(POWERS[digit]);
-            *q = (u16::from(rest) * 3 >> 8) as i8 - 1;
+            *q = ((u16::from(rest) * 3) >> 8) as i8 - 1;
         }
     }
 }

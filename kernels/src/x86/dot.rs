@@ -32,10 +32,11 @@ fn float(bytes: &[u8], at: usize) -> f32 {
 /// int16 pairs of code times activation; both within their signs.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn multiply(form: Form, q: __m256i, a: __m256i) -> __m256i {
+fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
     match form {
         Form::Unsigned(_) => _mm256_maddubs_epi16(q, a),
         Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
+        Form::Magnitudes => _mm256_maddubs_epi16(q, _mm256_sign_epi8(a, sign)),
     }
 }
 
@@ -47,7 +48,9 @@ pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
         let mut rows = [&[][..]; ROWS];
         for (i, row) in rows.iter_mut().enumerate() {
             // Rows past the last one are computed as the last one and dropped.
-            *row = job.weights.row(job.rows.start + (first + i).min(n_rows - 1));
+            *row = job
+                .weights
+                .row(job.rows.start + (first + i).min(n_rows - 1));
         }
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
@@ -99,9 +102,14 @@ fn super_rows<S: SuperAvx2, const T: usize>(
                 let a: &[u8; BLOCK_BYTES] = part(a, b * BLOCK_BYTES);
                 let mut dot = _mm256_setzero_si256();
                 for j in 0..8 {
-                    let products = multiply(S::FORM, w.q[j], load(part(a, VALUES + 32 * j)));
+                    let products =
+                        multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
                     let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
-                    let scale = if S::SUB == 256 { w.scale } else { _mm256_shuffle_epi8(w.scale, pick) };
+                    let scale = if S::SUB == 256 {
+                        w.scale
+                    } else {
+                        _mm256_shuffle_epi8(w.scale, pick)
+                    };
                     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
                 }
                 let a_sums = load(part(a, SUMS));
@@ -122,7 +130,8 @@ fn super_rows<S: SuperAvx2, const T: usize>(
             let a = _mm_set1_ps(float(a, b * BLOCK_BYTES));
             sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, a), _mm_cvtepi32_ps(sum4(dots[i])), sums[i]);
             if S::HAS_MIN {
-                sums[i] = _mm_fnmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(sum4(mins[i])), sums[i]);
+                sums[i] =
+                    _mm_fnmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(sum4(mins[i])), sums[i]);
             }
         }
     }
@@ -133,7 +142,14 @@ fn super_rows<S: SuperAvx2, const T: usize>(
 /// Sums of `T` activations with four rows into the output, of which `keep` rows exist.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn put<const T: usize>(job: &Job, t: usize, keep: usize, first: usize, sums: &[__m128; T], out: &mut [f32]) {
+fn put<const T: usize>(
+    job: &Job,
+    t: usize,
+    keep: usize,
+    first: usize,
+    sums: &[__m128; T],
+    out: &mut [f32],
+) {
     for (i, &sum) in sums.iter().enumerate() {
         let mut four = [0f32; ROWS];
         // SAFETY: writes the 16 bytes of the array.
@@ -150,7 +166,9 @@ pub(super) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32]) {
     for first in (0..n_rows).step_by(ROWS) {
         let mut rows = [&[][..]; ROWS];
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = job.weights.row(job.rows.start + (first + i).min(n_rows - 1));
+            *row = job
+                .weights
+                .row(job.rows.start + (first + i).min(n_rows - 1));
         }
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
@@ -208,7 +226,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
             let values = load(part(a, VALUES + 32 * j));
             let mut dots = [ones; ROWS];
             for r in 0..ROWS {
-                dots[r] = _mm256_madd_epi16(multiply(M::FORM, q[r], values), ones);
+                dots[r] = _mm256_madd_epi16(multiply(M::FORM, q[r], ones, values), ones);
             }
             let mut dot = sum4(dots);
             let half = |at: usize| i32::from(i16::from_ne_bytes(*part(a, at)));
@@ -217,7 +235,11 @@ fn small_rows<M: SmallAvx2, const T: usize>(
                 dot = _mm_sub_epi32(dot, _mm_set1_epi32(i32::from(offset) * total));
             }
             let scale = float(a, 4 * j);
-            sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, _mm_set1_ps(scale)), _mm_cvtepi32_ps(dot), sums[i]);
+            sums[i] = _mm_fmadd_ps(
+                _mm_mul_ps(d, _mm_set1_ps(scale)),
+                _mm_cvtepi32_ps(dot),
+                sums[i],
+            );
             if M::HAS_MIN {
                 sums[i] = _mm_fmadd_ps(m, _mm_set1_ps(scale * total as f32), sums[i]);
             }

@@ -5,7 +5,9 @@ use std::arch::x86_64::*;
 /// `N` bytes of `bytes` from `at`.
 #[inline(always)]
 pub(super) fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
-    bytes[at..at + N].try_into().expect("a slice of this length")
+    bytes[at..at + N]
+        .try_into()
+        .expect("a slice of this length")
 }
 
 #[inline]
@@ -29,13 +31,6 @@ pub(super) fn load8(bytes: &[u8; 8]) -> __m128i {
     _mm_cvtsi64_si128(i64::from_le_bytes(*bytes))
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn store(bytes: &mut [u8; 32], x: __m256i) {
-    // SAFETY: writes the 32 bytes of the array; needs no alignment.
-    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), x) }
-}
-
 #[inline(always)]
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(*part(bytes, at))
@@ -50,7 +45,9 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn half(bytes: &[u8], at: usize) -> f32 {
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(bytes, at)))))
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(
+        bytes, at,
+    )))))
 }
 
 /// The sums of the lanes of four vectors.
@@ -67,8 +64,18 @@ pub(super) fn sum4(v: [__m256i; 4]) -> __m128i {
 pub(super) fn transpose(v: [__m256i; 8]) -> [__m256i; 8] {
     let pair_lo = |a, b| _mm256_unpacklo_epi32(a, b);
     let pair_hi = |a, b| _mm256_unpackhi_epi32(a, b);
-    let (a0, a1, a2, a3) = (pair_lo(v[0], v[1]), pair_hi(v[0], v[1]), pair_lo(v[2], v[3]), pair_hi(v[2], v[3]));
-    let (a4, a5, a6, a7) = (pair_lo(v[4], v[5]), pair_hi(v[4], v[5]), pair_lo(v[6], v[7]), pair_hi(v[6], v[7]));
+    let (a0, a1, a2, a3) = (
+        pair_lo(v[0], v[1]),
+        pair_hi(v[0], v[1]),
+        pair_lo(v[2], v[3]),
+        pair_hi(v[2], v[3]),
+    );
+    let (a4, a5, a6, a7) = (
+        pair_lo(v[4], v[5]),
+        pair_hi(v[4], v[5]),
+        pair_lo(v[6], v[7]),
+        pair_hi(v[6], v[7]),
+    );
     let (b0, b1) = (_mm256_unpacklo_epi64(a0, a2), _mm256_unpackhi_epi64(a0, a2));
     let (b2, b3) = (_mm256_unpacklo_epi64(a1, a3), _mm256_unpackhi_epi64(a1, a3));
     let (b4, b5) = (_mm256_unpacklo_epi64(a4, a6), _mm256_unpackhi_epi64(a4, a6));

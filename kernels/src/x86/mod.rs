@@ -1,9 +1,11 @@
 //! Kernels for x86-64. Callers have checked that the processor has the instructions.
 
 mod dot;
+mod float;
 mod gemm;
 mod lanes;
 mod panel;
+mod quantize;
 mod unpack_small;
 mod unpack_super;
 
@@ -23,22 +25,35 @@ pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32], buffers: &mut Buffers
     // SAFETY: every path but the scalar one implies AVX2, FMA and F16C; the others are taken by their own isa;
     // and `isa` is available.
     by_type!(job.weights.ty(),
-        super S => unsafe {
-            match isa {
-                _ if !many => dot::matmul_super::<S>(job, out),
-                Isa::Avx512Vnni => gemm::avx512::matmul_super::<S>(job, out, buffers),
-                Isa::AvxVnni => gemm::avxvnni::matmul_super::<S>(job, out, buffers),
-                _ => gemm::avx2::matmul_super::<S>(job, out, buffers),
-            }
-        },
-        small M => unsafe {
-            match isa {
-                _ if !many => dot::matmul_small::<M>(job, out),
-                Isa::Avx512Vnni => gemm::avx512::matmul_small::<M>(job, out, buffers),
-                Isa::AvxVnni => gemm::avxvnni::matmul_small::<M>(job, out, buffers),
-                _ => gemm::avx2::matmul_small::<M>(job, out, buffers),
-            }
-        },
-        float => return false);
+    super S => unsafe {
+        match isa {
+            _ if !many => dot::matmul_super::<S>(job, out),
+            Isa::Avx512Vnni => gemm::avx512::matmul_super::<S>(job, out, buffers),
+            Isa::AvxVnni => gemm::avxvnni::matmul_super::<S>(job, out, buffers),
+            _ => gemm::avx2::matmul_super::<S>(job, out, buffers),
+        }
+    },
+    small M => unsafe {
+        match isa {
+            _ if !many => dot::matmul_small::<M>(job, out),
+            Isa::Avx512Vnni => gemm::avx512::matmul_small::<M>(job, out, buffers),
+            Isa::AvxVnni => gemm::avxvnni::matmul_small::<M>(job, out, buffers),
+            _ => gemm::avx2::matmul_small::<M>(job, out, buffers),
+        }
+    },
+    float => unsafe {
+        match job.weights.ty() {
+            Type::F16 => float::matmul::<float::F16>(job, out),
+            Type::BF16 => float::matmul::<float::BF16>(job, out),
+            _ => float::matmul::<float::F32>(job, out),
+        }
+    });
     true
+}
+
+/// 256 activations into a block, `group` of them with a scale; `isa` has been checked and is not the scalar one.
+pub(crate) fn quantize_block(values: &[f32], group: usize, block: &mut [u8]) {
+    let values = values.try_into().expect("256 activations");
+    // SAFETY: every path but the scalar one implies AVX2, FMA and F16C.
+    unsafe { quantize::quantize_block(values, group, block) }
 }

@@ -74,15 +74,25 @@ pub(crate) struct PanelActs {
 }
 
 impl PanelActs {
-    pub const ZERO: PanelActs = PanelActs { q: [0; STEPS], a: [0; 8], b: [0; 8] };
+    pub const ZERO: PanelActs = PanelActs {
+        q: [0; STEPS],
+        a: [0; 8],
+        b: [0; 8],
+    };
     /// Activations of 128, as moved up: what has to be taken off again.
-    pub const MOVED: PanelActs = PanelActs { q: [0x8080_8080_u32 as i32; STEPS], a: [0; 8], b: [0; 8] };
+    pub const MOVED: PanelActs = PanelActs {
+        q: [0x8080_8080_u32 as i32; STEPS],
+        a: [0; 8],
+        b: [0; 8],
+    };
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
-    let to: &mut [i32; 8] = (&mut to[8 * half..8 * half + 8]).try_into().expect("eight rows");
+    let to: &mut [i32; 8] = (&mut to[8 * half..8 * half + 8])
+        .try_into()
+        .expect("eight rows");
     // SAFETY: writes the 32 bytes of the array; needs no alignment.
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
 }
@@ -90,7 +100,11 @@ fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
 /// Codes of eight rows into lanes `8 * half ..`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn put_codes<const NR: usize>(codes: &mut [[i32; NR]; STEPS], half: usize, rows: &[[__m256i; 8]; 8]) {
+fn put_codes<const NR: usize>(
+    codes: &mut [[i32; NR]; STEPS],
+    half: usize,
+    rows: &[[__m256i; 8]; 8],
+) {
     for j in 0..8 {
         let mut v = [rows[0][0]; 8];
         for r in 0..8 {
@@ -130,6 +144,11 @@ impl<const NR: usize> SuperPanel<NR> {
                         *q = _mm256_sub_epi8(*q, _mm256_set1_epi8(offset));
                     }
                 }
+                if S::FORM == Form::Magnitudes {
+                    for (q, sign) in w.q.iter_mut().zip(w.sign) {
+                        *q = _mm256_sign_epi8(*q, sign);
+                    }
+                }
                 codes[r] = w.q;
                 scale[r] = w.scale;
                 min[r] = w.min;
@@ -141,7 +160,10 @@ impl<const NR: usize> SuperPanel<NR> {
             let columns = transpose(scale);
             for (k, &x) in columns.iter().enumerate() {
                 let (first, second) = if wide {
-                    (_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)), _mm256_srai_epi32::<16>(x))
+                    (
+                        _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)),
+                        _mm256_srai_epi32::<16>(x),
+                    )
                 } else {
                     let low = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
                     let high = _mm256_srli_epi32::<16>(x);
@@ -170,8 +192,11 @@ impl<const NR: usize> SuperPanel<NR> {
 }
 
 impl<const NR: usize> SmallPanel<NR> {
-    pub const ZERO: Self =
-        SmallPanel { codes: [[0; NR]; STEPS], d: [[0.0; NR]; 8], m: [[0.0; NR]; 8] };
+    pub const ZERO: Self = SmallPanel {
+        codes: [[0; NR]; STEPS],
+        d: [[0.0; NR]; 8],
+        m: [[0.0; NR]; 8],
+    };
 
     /// Fill with the pieces `8 * b ..` of each of the rows, of which there are `n`.
     #[inline]
@@ -190,7 +215,9 @@ impl<const NR: usize> SmallPanel<NR> {
                         (M::codes(block, piece % M::PIECES), d, m)
                     };
                     codes[r][j] = match M::FORM {
-                        Form::Unsigned(offset @ 1..) => _mm256_sub_epi8(q, _mm256_set1_epi8(offset)),
+                        Form::Unsigned(offset @ 1..) => {
+                            _mm256_sub_epi8(q, _mm256_set1_epi8(offset))
+                        }
                         _ => q,
                     };
                     self.d[j][8 * half + r] = d;
@@ -209,7 +236,11 @@ impl PanelActs {
     fn fill(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool) {
         let by = _mm256_set1_epi8(if move_up { -128 } else { 0 });
         for (j, q) in self.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            put(q, 0, _mm256_xor_si256(load(part(block, VALUES + 32 * j)), by));
+            put(
+                q,
+                0,
+                _mm256_xor_si256(load(part(block, VALUES + 32 * j)), by),
+            );
         }
     }
 
@@ -234,9 +265,16 @@ impl PanelActs {
         self.fill(block, move_up);
         let scale = load(part(block, 0));
         let sums = load(part(block, SUMS));
-        let sums = _mm_add_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+        let sums = _mm_add_epi16(
+            _mm256_castsi256_si128(sums),
+            _mm256_extracti128_si256::<1>(sums),
+        );
         let sums = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(sums));
         put(&mut self.a, 0, scale);
-        put(&mut self.b, 0, _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(scale), sums)));
+        put(
+            &mut self.b,
+            0,
+            _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(scale), sums)),
+        );
     }
 }

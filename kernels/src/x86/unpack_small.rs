@@ -30,7 +30,10 @@ pub(super) trait SmallAvx2: SmallType {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn scale(block: &[u8]) -> (f32, f32) {
-        (half(block, 0), if Self::HAS_MIN { half(block, 2) } else { 0.0 })
+        (
+            half(block, 0),
+            if Self::HAS_MIN { half(block, 2) } else { 0.0 },
+        )
     }
 }
 
@@ -45,7 +48,12 @@ fn fifths(bits: u32) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn mask(bits: u32) -> __m256i {
-    let index = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+    let index = _mm256_setr_epi64x(
+        0,
+        0x0101_0101_0101_0101,
+        0x0202_0202_0202_0202,
+        0x0303_0303_0303_0303,
+    );
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let x = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), index);
     _mm256_cmpeq_epi8(_mm256_and_si256(x, bit), bit)
@@ -111,13 +119,24 @@ impl SmallAvx2 for b::Iq4Nl {
     }
 }
 
+/// [`tables::E2M1`] moved up to be unsigned.
+static E2M1_UP: [i8; 16] = {
+    let mut up = tables::E2M1;
+    let mut i = 0;
+    while i < 16 {
+        up[i] += 12;
+        i += 1;
+    }
+    up
+};
+
 impl SmallAvx2 for b::Mxfp4 {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(12);
     const MAX: i32 = 12;
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes(block: &[u8], _: usize) -> __m256i {
-        table_nibbles(&tables::E2M1, part(block, 1))
+        table_nibbles(&E2M1_UP, part(block, 1))
     }
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -127,14 +146,12 @@ impl SmallAvx2 for b::Mxfp4 {
 }
 
 impl SmallAvx2 for b::Q1_0 {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(1);
     const MAX: i32 = 1;
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes(block: &[u8], piece: usize) -> __m256i {
-        let ones = mask(u32_at(block, 2 + 4 * piece));
-        // 1 where the mask is -1, -1 where it is 0.
-        _mm256_sub_epi8(_mm256_set1_epi8(-1), _mm256_add_epi8(ones, ones))
+        _mm256_and_si256(mask(u32_at(block, 2 + 4 * piece)), _mm256_set1_epi8(2))
     }
 }
 
@@ -146,7 +163,10 @@ impl SmallAvx2 for b::Q2_0 {
     unsafe fn codes(block: &[u8], piece: usize) -> __m256i {
         // Each of 8 bytes into the four bytes of a dword, each byte of which keeps another pair of bits.
         let x = _mm256_cvtepu8_epi32(load8(part(block, 2 + 8 * piece)));
-        let x = _mm256_and_si256(_mm256_or_si256(x, _mm256_slli_epi32::<12>(x)), _mm256_set1_epi32(0x000f_000f));
+        let x = _mm256_and_si256(
+            _mm256_or_si256(x, _mm256_slli_epi32::<12>(x)),
+            _mm256_set1_epi32(0x000f_000f),
+        );
         let x = _mm256_or_si256(x, _mm256_slli_epi32::<6>(x));
         _mm256_and_si256(x, _mm256_set1_epi32(0x0303_0303))
     }

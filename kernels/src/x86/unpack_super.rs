@@ -15,12 +15,16 @@ pub(crate) enum Form {
     Unsigned(i8),
     /// Signed.
     Signed,
+    /// Magnitudes; the signs are apart.
+    Magnitudes,
 }
 
 /// A block as vectors. `scale` and `min` hold 16 int16, those of even sixteens of weights in the low half, of odd
 /// ones in the high half.
 pub(super) struct Parts {
     pub q: [__m256i; 8],
+    /// With [`Form::Magnitudes`] 1 or -1 for each of `q`.
+    pub sign: [__m256i; 8],
     pub scale: __m256i,
     pub min: __m256i,
     pub d: f32,
@@ -49,7 +53,10 @@ fn both(x: __m128i) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn even_odd(x: __m128i) -> __m128i {
-    _mm_shuffle_epi8(x, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15))
+    _mm_shuffle_epi8(
+        x,
+        _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15),
+    )
 }
 
 /// `2 * x + 1`
@@ -89,6 +96,7 @@ impl SuperAvx2 for b::Q2K {
         let scales = even_odd(load16(part(block, 0)));
         let fifteen = _mm_set1_epi8(15);
         Parts {
+            sign: [_mm256_setzero_si256(); 8],
             q: two_bits(part(block, 16)),
             scale: _mm256_cvtepu8_epi16(_mm_and_si128(scales, fifteen)),
             min: _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(scales), fifteen)),
@@ -111,7 +119,10 @@ impl SuperAvx2 for b::Q3K {
         let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
         let low = _mm_and_si128(low, _mm_set1_epi8(15));
         let high = _mm_set1_epi32(u32_at(block, 104) as i32);
-        let high = _mm_and_si128(_mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
+        let high = _mm_and_si128(
+            _mm_srlv_epi32(high, _mm_setr_epi32(0, 2, 4, 6)),
+            _mm_set1_epi8(3),
+        );
         let scales = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
         let scales = even_odd(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
 
@@ -133,6 +144,7 @@ impl SuperAvx2 for b::Q3K {
         }
         Parts {
             q,
+            sign: [_mm256_setzero_si256(); 8],
             scale: _mm256_cvtepi8_epi16(scales),
             min: _mm256_setzero_si256(),
             d: half(block, 108),
@@ -179,7 +191,14 @@ impl SuperAvx2 for b::Q4K {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 144] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
-        Parts { q: nibbles(part(block, 16)), scale, min, d: half(block, 0), dmin: half(block, 2) }
+        Parts {
+            q: nibbles(part(block, 16)),
+            sign: [scale; 8],
+            scale,
+            min,
+            d: half(block, 0),
+            dmin: half(block, 2),
+        }
     }
 }
 
@@ -209,7 +228,14 @@ impl SuperAvx2 for b::Q5K {
         for (q, bits) in q.iter_mut().zip(bits) {
             *q = _mm256_or_si256(*q, _mm256_and_si256(bits, sixteen));
         }
-        Parts { q, scale, min, d: half(block, 0), dmin: half(block, 2) }
+        Parts {
+            q,
+            sign: [scale; 8],
+            scale,
+            min,
+            d: half(block, 0),
+            dmin: half(block, 2),
+        }
     }
 }
 
@@ -235,12 +261,15 @@ impl SuperAvx2 for b::Q6K {
             ];
             let low = [x, y, _mm256_srli_epi16::<4>(x), _mm256_srli_epi16::<4>(y)];
             for j in 0..4 {
-                q[4 * i + j] =
-                    _mm256_or_si256(_mm256_and_si256(low[j], fifteen), _mm256_and_si256(bits[j], top));
+                q[4 * i + j] = _mm256_or_si256(
+                    _mm256_and_si256(low[j], fifteen),
+                    _mm256_and_si256(bits[j], top),
+                );
             }
         }
         Parts {
             q,
+            sign: [_mm256_setzero_si256(); 8],
             scale: _mm256_cvtepi8_epi16(even_odd(load16(part(block, 192)))),
             min: _mm256_setzero_si256(),
             d: half(block, 208),
@@ -255,10 +284,15 @@ impl SuperAvx2 for b::Q6K {
 fn even_parity(seven: __m256i) -> __m256i {
     const E: i8 = 0;
     const O: i8 = -128;
-    let parity = both(_mm_setr_epi8(E, O, O, E, O, E, E, O, O, E, E, O, E, O, O, E));
+    let parity = both(_mm_setr_epi8(
+        E, O, O, E, O, E, E, O, O, E, E, O, E, O, O, E,
+    ));
     let fifteen = _mm256_set1_epi8(15);
     let low = _mm256_shuffle_epi8(parity, _mm256_and_si256(seven, fifteen));
-    let high = _mm256_shuffle_epi8(parity, _mm256_and_si256(_mm256_srli_epi16::<4>(seven), fifteen));
+    let high = _mm256_shuffle_epi8(
+        parity,
+        _mm256_and_si256(_mm256_srli_epi16::<4>(seven), fifteen),
+    );
     _mm256_or_si256(seven, _mm256_xor_si256(low, high))
 }
 
@@ -273,22 +307,47 @@ fn sevens(x: __m256i) -> __m256i {
     _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d))
 }
 
-/// Byte `4 * i + l` of `bytes` in each of the bytes `8 * l .. 8 * l + 8`.
+/// Byte `4 * i + l` of `bytes`, for `i` from 0 to 7, in each of the bytes `8 * l .. 8 * l + 8` of vector `i`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn spread(bytes: __m256i, i: usize) -> __m256i {
-    let dword = _mm256_permutevar8x32_epi32(bytes, _mm256_set1_epi32(i as i32));
-    let index = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-    _mm256_shuffle_epi8(dword, index)
+fn spread_all(bytes: __m256i) -> [__m256i; 8] {
+    let low = _mm256_permute4x64_epi64::<0b01_00_01_00>(bytes);
+    let high = _mm256_permute4x64_epi64::<0b11_10_11_10>(bytes);
+    let first = _mm256_setr_epi64x(
+        0,
+        0x0101_0101_0101_0101,
+        0x0202_0202_0202_0202,
+        0x0303_0303_0303_0303,
+    );
+    let mut all = [first; 8];
+    for i in 0..4 {
+        let index = _mm256_add_epi8(first, _mm256_set1_epi8(4 * i as i8));
+        all[i] = _mm256_shuffle_epi8(low, index);
+        all[i + 4] = _mm256_shuffle_epi8(high, index);
+    }
+    all
 }
 
-/// 32 magnitudes with the signs of bits `32 * i ..` of `signs`.
+/// 1, or -1 where the bit in `bits` is set, for 256 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn signed(magnitudes: __m256i, signs: __m256i, i: usize) -> __m256i {
+fn spread_signs(bits: __m256i) -> [__m256i; 8] {
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
-    let negative = _mm256_cmpeq_epi8(_mm256_and_si256(spread(signs, i), bit), bit);
-    _mm256_sub_epi8(_mm256_xor_si256(magnitudes, negative), negative)
+    let mut sign = spread_all(bits);
+    for sign in &mut sign {
+        let negative = _mm256_cmpeq_epi8(_mm256_and_si256(*sign, bit), bit);
+        *sign = _mm256_or_si256(negative, _mm256_set1_epi8(1));
+    }
+    sign
+}
+
+/// Byte `i` as an index. Volatile, because compilers know that the bytes are also in a vector, and to take
+/// them from there is slower than to load them.
+#[inline(always)]
+fn index<const N: usize>(bytes: &[u8; N], i: usize) -> usize {
+    let byte: &u8 = &bytes[i];
+    // SAFETY: a reference is valid for reads.
+    usize::from(unsafe { std::ptr::read_volatile(byte) })
 }
 
 #[inline]
@@ -307,11 +366,24 @@ fn narrow(x: __m256i) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn without_min(q: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
-    Parts { q, scale, min: _mm256_setzero_si256(), d, dmin: 0.0 }
+    with_signs(q, [_mm256_setzero_si256(); 8], scale, d)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn with_signs(q: [__m256i; 8], sign: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
+    Parts {
+        q,
+        sign,
+        scale,
+        min: _mm256_setzero_si256(),
+        d,
+        dmin: 0.0,
+    }
 }
 
 impl SuperAvx2 for b::Iq2Xxs {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 32;
 
@@ -319,17 +391,26 @@ impl SuperAvx2 for b::Iq2Xxs {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
-        let (x, y) = (_mm256_castsi256_ps(load(part(block, 2))), _mm256_castsi256_ps(load(part(block, 34))));
+        let (x, y) = (
+            _mm256_castsi256_ps(load(part(block, 2))),
+            _mm256_castsi256_ps(load(part(block, 34))),
+        );
         let words = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(x, y));
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
         let signs = even_parity(sevens(words));
-        let mut q = [signs; 8];
+        let sign = spread_signs(signs);
+        let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
             let n: &[u8; 4] = part(block, 2 + 8 * i);
-            let entry = |l: usize| tables::IQ2_XXS[usize::from(n[l])];
-            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+            let entry = |l: usize| tables::IQ2_XXS[index(n, l)];
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        without_min(q, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.125)
+        with_signs(
+            q,
+            sign,
+            odd(narrow(_mm256_srli_epi32::<28>(words))),
+            half(block, 0) * 0.125,
+        )
     }
 }
 
@@ -338,12 +419,15 @@ impl SuperAvx2 for b::Iq2Xxs {
 #[target_feature(enable = "avx2")]
 fn scales4(bytes: &[u8; 8]) -> __m256i {
     let x = load8(bytes);
-    let x = _mm_and_si128(_mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)), _mm_set1_epi8(15));
+    let x = _mm_and_si128(
+        _mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)),
+        _mm_set1_epi8(15),
+    );
     odd(_mm256_cvtepu8_epi16(x))
 }
 
 impl SuperAvx2 for b::Iq2Xs {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 16;
 
@@ -354,18 +438,19 @@ impl SuperAvx2 for b::Iq2Xs {
         let (x, y) = (load(part(block, 2)), load(part(block, 34)));
         let high = _mm256_packus_epi16(_mm256_srli_epi16::<9>(x), _mm256_srli_epi16::<9>(y));
         let signs = even_parity(_mm256_permute4x64_epi64::<0b11_01_10_00>(high));
-        let mut q = [signs; 8];
+        let sign = spread_signs(signs);
+        let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
             let codes = u64::from_le_bytes(*part(block, 2 + 8 * i));
             let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
-            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        without_min(q, scales4(part(block, 66)), half(block, 0) * 0.125)
+        with_signs(q, sign, scales4(part(block, 66)), half(block, 0) * 0.125)
     }
 }
 
 impl SuperAvx2 for b::Iq2S {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 16;
 
@@ -374,14 +459,15 @@ impl SuperAvx2 for b::Iq2S {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 82] = part(block, 0);
         let signs = load(part(block, 34));
-        let mut q = [signs; 8];
+        let sign = spread_signs(signs);
+        let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
             let low: &[u8; 4] = part(block, 2 + 4 * i);
             let high = usize::from(block[66 + i]);
-            let entry = |l: usize| tables::IQ2_S[usize::from(low[l]) | (high >> (2 * l) & 3) << 8];
-            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+            let entry = |l: usize| tables::IQ2_S[index(low, l) | (high >> (2 * l) & 3) << 8];
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        without_min(q, scales4(part(block, 74)), half(block, 0) * 0.125)
+        with_signs(q, sign, scales4(part(block, 74)), half(block, 0) * 0.125)
     }
 }
 
@@ -391,7 +477,7 @@ fn pair(low: u32, high: u32) -> u64 {
 }
 
 impl SuperAvx2 for b::Iq3Xxs {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 62;
     const SUB: usize = 32;
 
@@ -401,15 +487,24 @@ impl SuperAvx2 for b::Iq3Xxs {
         let block: &[u8; 98] = part(block, 0);
         let words = load(part(block, 66));
         let signs = even_parity(sevens(words));
-        let mut q = [signs; 8];
+        let sign = spread_signs(signs);
+        let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
             let n: &[u8; 8] = part(block, 2 + 8 * i);
             let entry = |l: usize| {
-                pair(tables::IQ3_XXS[usize::from(n[2 * l])], tables::IQ3_XXS[usize::from(n[2 * l + 1])])
+                pair(
+                    tables::IQ3_XXS[index(n, 2 * l)],
+                    tables::IQ3_XXS[index(n, 2 * l + 1)],
+                )
             };
-            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        without_min(q, odd(narrow(_mm256_srli_epi32::<28>(words))), half(block, 0) * 0.25)
+        with_signs(
+            q,
+            sign,
+            odd(narrow(_mm256_srli_epi32::<28>(words))),
+            half(block, 0) * 0.25,
+        )
     }
 }
 
@@ -423,7 +518,7 @@ fn eight_nibbles(bytes: &[u8; 4]) -> __m256i {
 }
 
 impl SuperAvx2 for b::Iq3S {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 15;
     const SUB: usize = 32;
 
@@ -432,20 +527,26 @@ impl SuperAvx2 for b::Iq3S {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 110] = part(block, 0);
         let signs = load(part(block, 74));
-        let mut q = [signs; 8];
+        let sign = spread_signs(signs);
+        let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
             let low: &[u8; 8] = part(block, 2 + 8 * i);
             let high = usize::from(block[66 + i]);
-            let one = |k: usize| tables::IQ3_S[usize::from(low[k]) | (high << (8 - k) & 256)];
+            let one = |k: usize| tables::IQ3_S[index(low, k) | (high << (8 - k) & 256)];
             let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
-            *q = signed(entries8(entry(0), entry(1), entry(2), entry(3)), signs, i);
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        without_min(q, odd(eight_nibbles(part(block, 106))), half(block, 0))
+        with_signs(
+            q,
+            sign,
+            odd(eight_nibbles(part(block, 106))),
+            half(block, 0),
+        )
     }
 }
 
 impl SuperAvx2 for b::Iq1S {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(9);
     const MAX: i32 = 9;
     const SUB: usize = 32;
 
@@ -459,8 +560,8 @@ impl SuperAvx2 for b::Iq1S {
         for (i, q) in q.iter_mut().enumerate() {
             let low: &[u8; 4] = part(block, 2 + 4 * i);
             let high = usize::from(u16_at(block, 34 + 2 * i));
-            let entry = |l: usize| tables::IQ1[usize::from(low[l]) | (high >> (3 * l) & 7) << 8];
-            let delta = _mm256_set1_epi8(if high & 0x8000 == 0 { 1 } else { -1 });
+            let entry = |l: usize| tables::IQ1[index(low, l) | (high >> (3 * l) & 7) << 8];
+            let delta = _mm256_set1_epi8(if high & 0x8000 == 0 { 10 } else { 8 });
             *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
         }
         without_min(q, odd(both(scale)), half(block, 0) * 0.125)
@@ -468,7 +569,7 @@ impl SuperAvx2 for b::Iq1S {
 }
 
 impl SuperAvx2 for b::Iq1M {
-    const FORM: Form = Form::Signed;
+    const FORM: Form = Form::Unsigned(9);
     const MAX: i32 = 9;
     const SUB: usize = 16;
 
@@ -483,21 +584,36 @@ impl SuperAvx2 for b::Iq1M {
         let x = _mm_cvtsi64_si128(words as i64);
         let x = both(_mm_unpacklo_epi16(x, x));
         let up = _mm256_setr_epi16(
-            1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, 1 << 13, 1 << 7, //
-            1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4, 1 << 10, 1 << 4,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7,
+            1 << 13,
+            1 << 7, //
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
+            1 << 10,
+            1 << 4,
         );
         let scale = _mm256_srli_epi16::<13>(_mm256_mullo_epi16(x, up));
         // The sign of delta of each eight at the top of a byte.
         let high = load16(part(block, 32));
         let low = _mm_slli_epi16::<4>(high);
         let negative = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+        let spread = spread_all(negative);
         let mut q = [negative; 8];
         for (i, q) in q.iter_mut().enumerate() {
             let low: &[u8; 4] = part(block, 4 * i);
             let high = usize::from(u16_at(block, 32 + 2 * i));
-            let entry = |l: usize| tables::IQ1[usize::from(low[l]) | (high >> (4 * l) & 7) << 8];
-            let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread(negative, i));
-            let delta = _mm256_or_si256(minus, _mm256_set1_epi8(1));
+            let entry = |l: usize| tables::IQ1[index(low, l) | (high >> (4 * l) & 7) << 8];
+            let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread[i]);
+            let delta = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(10));
             *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
         }
         without_min(q, odd(scale), d * 0.125)
@@ -514,7 +630,16 @@ impl SuperAvx2 for b::Iq4Xs {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 136] = part(block, 0);
         // The multiplication moves the two bits to the top.
-        let up = both(_mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
+        let up = both(_mm_setr_epi16(
+            1 << 14,
+            1 << 12,
+            1 << 10,
+            1 << 8,
+            1 << 6,
+            1 << 4,
+            1 << 2,
+            1,
+        ));
         let high = _mm256_mullo_epi16(_mm256_set1_epi16(u16_at(block, 2) as i16), up);
         let high = _mm256_slli_epi16::<4>(_mm256_srli_epi16::<14>(high));
         let scale = _mm256_or_si256(eight_nibbles(part(block, 4)), high);
@@ -548,7 +673,10 @@ pub(super) fn table_nibbles(table: &[i8; 16], bytes: &[u8; 16]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn plain_nibbles(bytes: &[u8; 16]) -> __m256i {
     let x = load16(bytes);
-    _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+    _mm256_and_si256(
+        _mm256_set_m128i(_mm_srli_epi16::<4>(x), x),
+        _mm256_set1_epi8(15),
+    )
 }
 
 /// The first base-3 digit of each byte.
@@ -595,9 +723,15 @@ impl SuperAvx2 for b::Tq1 {
         let four = u32::from_le_bytes(*part(block, 48));
         let step = |x: u32, by: u32| {
             // Bytes of x times `by`, each modulo 256.
-            ((x & 0x00ff_00ff) * by & 0x00ff_00ff) | (((x >> 8 & 0x00ff_00ff) * by & 0x00ff_00ff) << 8)
+            (((x & 0x00ff_00ff) * by) & 0x00ff_00ff)
+                | ((((x >> 8 & 0x00ff_00ff) * by) & 0x00ff_00ff) << 8)
         };
-        let last = _mm_setr_epi32(four as i32, step(four, 3) as i32, step(four, 9) as i32, step(four, 27) as i32);
+        let last = _mm_setr_epi32(
+            four as i32,
+            step(four, 3) as i32,
+            step(four, 9) as i32,
+            step(four, 27) as i32,
+        );
         q[7] = digit(_mm256_inserti128_si256::<1>(x, last));
         without_min(q, _mm256_set1_epi16(1), half(block, 52))
     }
@@ -613,6 +747,10 @@ impl SuperAvx2 for b::Tq2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
-        without_min(two_bits(part(block, 0)), _mm256_set1_epi16(1), half(block, 64))
+        without_min(
+            two_bits(part(block, 0)),
+            _mm256_set1_epi16(1),
+            half(block, 64),
+        )
     }
 }

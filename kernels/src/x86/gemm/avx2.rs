@@ -16,7 +16,10 @@ drivers!("avx2,fma,f16c", lanes, 8, [4, 3, 2, 1]);
 mod lanes {
     use std::arch::x86_64::*;
 
-    use super::{super::super::panel::{Codes, PanelActs, STEPS}, NR};
+    use super::{
+        super::super::panel::{Codes, PanelActs, STEPS},
+        NR,
+    };
 
     pub type Int = __m256i;
     pub type Float = __m256;
@@ -60,7 +63,11 @@ mod lanes {
     #[inline]
     #[target_feature(enable = "avx2,fma")]
     pub fn add_scaled(d: Float, scale: f32, dot: Int, sum: Float) -> Float {
-        _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale)), _mm256_cvtepi32_ps(dot), sum)
+        _mm256_fmadd_ps(
+            _mm256_mul_ps(d, _mm256_set1_ps(scale)),
+            _mm256_cvtepi32_ps(dot),
+            sum,
+        )
     }
 
     /// `fma(m, x, sum)`
@@ -145,9 +152,15 @@ mod lanes {
                     let products = match const { mode::<C>() } {
                         Mode::Weights => _mm256_maddubs_epi16(w, a),
                         Mode::Activations => _mm256_maddubs_epi16(a, w),
-                        Mode::Signs => _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)),
+                        Mode::Signs => {
+                            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+                        }
                     };
-                    sums[i] = if k == 0 { products } else { _mm256_add_epi16(sums[i], products) };
+                    sums[i] = if k == 0 {
+                        products
+                    } else {
+                        _mm256_add_epi16(sums[i], products)
+                    };
                 }
             }
             for i in 0..T {

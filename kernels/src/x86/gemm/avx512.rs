@@ -11,12 +11,20 @@ use super::{
 };
 use crate::{activation::BLOCK_BYTES, matmul::Job};
 
-drivers!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni", lanes, 16, [8, 4, 2, 1]);
+drivers!(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni",
+    lanes,
+    16,
+    [8, 4, 2, 1]
+);
 
 mod lanes {
     use std::arch::x86_64::*;
 
-    use super::{super::super::panel::{Codes, PanelActs, STEPS}, NR};
+    use super::{
+        super::super::panel::{Codes, PanelActs, STEPS},
+        NR,
+    };
 
     pub type Int = __m512i;
     pub type Float = __m512;
@@ -60,7 +68,11 @@ mod lanes {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub fn add_scaled(d: Float, scale: f32, dot: Int, sum: Float) -> Float {
-        _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)), _mm512_cvtepi32_ps(dot), sum)
+        _mm512_fmadd_ps(
+            _mm512_mul_ps(d, _mm512_set1_ps(scale)),
+            _mm512_cvtepi32_ps(dot),
+            sum,
+        )
     }
 
     /// `fma(m, x, sum)`

@@ -1,0 +1,130 @@
+//! Float weights: eight sums an element, whatever the tile, so that elements do not depend on how calls are split. AVX2.
+
+use std::arch::x86_64::*;
+
+use super::lanes::{load16, part, prefetch};
+use crate::{
+    f16::{bf16_to_f32, f16_to_f32},
+    matmul::Job,
+};
+
+const ROWS: usize = 4;
+
+/// Eight weights and one.
+pub(super) trait Float {
+    const BYTES: usize;
+    fn one(bytes: &[u8]) -> f32;
+    /// # Safety
+    /// Needs AVX2, FMA and F16C.
+    unsafe fn eight(bytes: &[u8]) -> __m256;
+}
+
+pub(super) struct F32;
+impl Float for F32 {
+    const BYTES: usize = 4;
+    fn one(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes(*part(bytes, 0))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eight(bytes: &[u8]) -> __m256 {
+        _mm256_castsi256_ps(super::lanes::load(part(bytes, 0)))
+    }
+}
+
+pub(super) struct F16;
+impl Float for F16 {
+    const BYTES: usize = 2;
+    fn one(bytes: &[u8]) -> f32 {
+        f16_to_f32(u16::from_le_bytes(*part(bytes, 0)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eight(bytes: &[u8]) -> __m256 {
+        _mm256_cvtph_ps(load16(part(bytes, 0)))
+    }
+}
+
+pub(super) struct BF16;
+impl Float for BF16 {
+    const BYTES: usize = 2;
+    fn one(bytes: &[u8]) -> f32 {
+        bf16_to_f32(u16::from_le_bytes(*part(bytes, 0)))
+    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn eight(bytes: &[u8]) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load16(
+            part(bytes, 0),
+        ))))
+    }
+}
+
+/// All rows of the job with all its activations.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul<F: Float>(job: &Job, out: &mut [f32]) {
+    let n_rows = job.rows.len();
+    for first in (0..n_rows).step_by(ROWS) {
+        let mut rows = [&[][..]; ROWS];
+        for (i, row) in rows.iter_mut().enumerate() {
+            // Rows past the last one are computed as the last one and dropped.
+            *row = job
+                .weights
+                .row(job.rows.start + (first + i).min(n_rows - 1));
+        }
+        let mut t = 0;
+        while t < job.act_rows.len() {
+            t += match job.act_rows.len() - t {
+                1 => tile::<F, 1>(job, rows, t, first, out),
+                2 => tile::<F, 2>(job, rows, t, first, out),
+                _ => tile::<F, 3>(job, rows, t, first, out),
+            };
+        }
+    }
+}
+
+/// Four rows with `T` activations from `t`; returns `T`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn tile<F: Float, const T: usize>(
+    job: &Job,
+    rows: [&[u8]; ROWS],
+    t: usize,
+    first: usize,
+    out: &mut [f32],
+) -> usize {
+    let n_in = job.weights.n_in();
+    let mut acts = [&[][..]; T];
+    for (i, a) in acts.iter_mut().enumerate() {
+        *a = job.activation(t + i);
+    }
+    let mut sums = [[_mm256_setzero_ps(); T]; ROWS];
+    for k in 0..n_in / 8 {
+        let mut a = [_mm256_setzero_ps(); T];
+        for i in 0..T {
+            a[i] = _mm256_castsi256_ps(super::lanes::load(part(acts[i], 32 * k)));
+        }
+        for r in 0..ROWS {
+            prefetch(rows[r], 8 * F::BYTES * k + 512);
+            // SAFETY: this function has the features.
+            let w = unsafe { F::eight(&rows[r][8 * F::BYTES * k..][..8 * F::BYTES]) };
+            for i in 0..T {
+                sums[r][i] = _mm256_fmadd_ps(w, a[i], sums[r][i]);
+            }
+        }
+    }
+    let n_rows = job.rows.len();
+    for (r, sums) in sums.iter().enumerate().take(n_rows - first) {
+        for (i, &sum) in sums.iter().enumerate() {
+            let half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            let mut total = _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+            for k in n_in / 8 * 8..n_in {
+                let a = f32::from_ne_bytes(*part(acts[i], 4 * k));
+                total += F::one(&rows[r][F::BYTES * k..]) * a;
+            }
+            out[(t + i) * n_rows + first + r] = total;
+        }
+    }
+    T
+}
