@@ -182,6 +182,13 @@ impl<'a> Product<'a> {
         each.saturating_mul(self.pairs.len() as u64)
     }
 
+    /// Bytes of weights that it reads.
+    pub fn weight_bytes(&self) -> usize {
+        let used = (0..self.experts.len()).filter(|e| !self.of(*e).is_empty());
+        used.map(|e| self.experts.row_bytes(e) * self.experts.n_out())
+            .sum()
+    }
+
     /// The pairs of an expert.
     pub fn of(&self, expert: usize) -> &[Pair] {
         &self.pairs[self.starts[expert]..self.starts[expert + 1]]

@@ -339,7 +339,7 @@ fn products_of_one_step_share_activations() {
             product(&gate_experts, &gate, a),
             product(&up_experts, &up, b),
         ];
-        let (quantized, _) = super::plan(&products);
+        let (quantized, _) = super::plan(&products, 2);
         // One form for all of up and an expert of gate, another for the rest of gate.
         let rows: Vec<_> = quantized.iter().map(|q| q.rows.len()).collect();
         assert_eq!(rows.len(), 2);
