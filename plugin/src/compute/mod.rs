@@ -230,7 +230,7 @@ fn plan<'a>(products: &[Product<'a>], threads: usize) -> (Vec<Quantized<'a>>, Ve
     let mut tasks = Vec::new();
     for (number, product) in products.iter().enumerate() {
         let experts = product.experts;
-        for expert in 0..experts.len() {
+        for expert in 0..experts.count() {
             let pairs = product.of(expert);
             if pairs.is_empty() || experts.n_out() == 0 {
                 continue;
