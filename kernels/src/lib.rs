@@ -17,6 +17,8 @@
 // Kernels index several arrays with one variable; the ranges say what is meant better than zips would.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod activation;
 mod blocks;
 mod error;

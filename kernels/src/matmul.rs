@@ -83,6 +83,13 @@ pub fn matmul(
     if crate::x86::matmul(isa, &job, out, &mut scratch.buffers) {
         return Ok(());
     }
+    // Only the x86 kernels keep memory.
+    #[cfg(not(target_arch = "x86_64"))]
+    let Scratch {} = scratch;
+    #[cfg(target_arch = "aarch64")]
+    if crate::aarch64::matmul(isa, &job, out) {
+        return Ok(());
+    }
     scalar(&job, out);
     Ok(())
 }

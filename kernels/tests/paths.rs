@@ -82,7 +82,7 @@ fn fill(ty: Type, data: &mut [u8], fill: Fill, random: &mut Random) {
                 let half = scale(random);
                 for i in 0..4 {
                     let at = 49 + 2 * i;
-                    block[at] = block[at] & 15 | (half >> (4 * i) & 15) as u8 * 16;
+                    block[at] = block[at] & 15 | ((half >> (4 * i) & 15) as u8) << 4;
                 }
             }
             Type::F32 => block.copy_from_slice(&random.noise().to_le_bytes()),

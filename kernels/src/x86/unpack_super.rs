@@ -1,6 +1,6 @@
 //! Blocks of 256 weights into vectors of codes and scales, with AVX2.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use super::lanes::{half, load, load8, load16, part, u16_at, u32_at};
 use crate::{
@@ -341,13 +341,29 @@ fn spread_signs(bits: __m256i) -> [__m256i; 8] {
     sign
 }
 
-/// Byte `i` as an index. Volatile, because compilers know that the bytes are also in a vector, and to take
-/// them from there is slower than to load them.
+/// Eight bytes as a number. Opaque, because compilers know that the bytes are also in a vector, and to take indices
+/// from there is slower than to shift them out of a register.
 #[inline(always)]
-fn index<const N: usize>(bytes: &[u8; N], i: usize) -> usize {
-    let byte: &u8 = &bytes[i];
-    // SAFETY: a reference is valid for reads.
-    usize::from(unsafe { std::ptr::read_volatile(byte) })
+fn opaque8(bytes: &[u8; 8]) -> u64 {
+    let x: u64;
+    // SAFETY: loads the 8 bytes of the array.
+    unsafe {
+        asm!("mov {x}, qword ptr [{at}]", x = lateout(reg) x, at = in(reg) bytes.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    x
+}
+
+/// Four bytes, likewise.
+#[inline(always)]
+fn opaque4(bytes: &[u8; 4]) -> u32 {
+    let x: u32;
+    // SAFETY: loads the 4 bytes of the array.
+    unsafe {
+        asm!("mov {x:e}, dword ptr [{at}]", x = lateout(reg) x, at = in(reg) bytes.as_ptr(),
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    x
 }
 
 #[inline]
@@ -382,6 +398,57 @@ fn with_signs(q: [__m256i; 8], sign: [__m256i; 8], scale: __m256i, d: f32) -> Pa
     }
 }
 
+/// Numbers of entries as bytes of int16, computed in vectors and read by four.
+#[repr(align(32))]
+struct Indices([u8; 128]);
+
+impl Indices {
+    #[inline(always)]
+    fn new() -> Indices {
+        Indices([0; 128])
+    }
+
+    /// Sixteen of them, from `16 * k` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn put(&mut self, k: usize, x: __m256i) {
+        let to: &mut [u8; 32] = (&mut self.0[32 * k..32 * k + 32])
+            .try_into()
+            .expect("sixteen");
+        // SAFETY: writes the 32 bytes of the array; needs no alignment.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
+    }
+
+    /// `4 * i ..= 4 * i + 3`
+    #[inline(always)]
+    fn four(&self, i: usize) -> u64 {
+        opaque8(part(&self.0, 8 * i))
+    }
+
+    /// Entries `4 * i ..` of a table whose size is a power of two.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn entries<const N: usize>(&self, table: &[u64; N], i: usize) -> __m256i {
+        let four = self.four(i);
+        let entry = |l: usize| table[(four >> (16 * l)) as usize & (N - 1)];
+        entries8(entry(0), entry(1), entry(2), entry(3))
+    }
+}
+
+/// Word `4 * k + i` of the two halves (which are the same) in lanes `4 * i .. 4 * i + 4`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words_by_four(words: __m128i, k: usize) -> __m256i {
+    let first = _mm256_setr_epi64x(
+        0x0100_0100_0100_0100,
+        0x0302_0302_0302_0302,
+        0x0504_0504_0504_0504,
+        0x0706_0706_0706_0706,
+    );
+    let index = _mm256_add_epi8(first, _mm256_set1_epi8(8 * k as i8));
+    _mm256_shuffle_epi8(both(words), index)
+}
+
 impl SuperAvx2 for b::Iq2Xxs {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
@@ -401,8 +468,8 @@ impl SuperAvx2 for b::Iq2Xxs {
         let sign = spread_signs(signs);
         let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
-            let n: &[u8; 4] = part(block, 2 + 8 * i);
-            let entry = |l: usize| tables::IQ2_XXS[index(n, l)];
+            let n = opaque4(part(block, 2 + 8 * i));
+            let entry = |l: usize| tables::IQ2_XXS[(n >> (8 * l)) as usize & 255];
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
         with_signs(
@@ -441,7 +508,7 @@ impl SuperAvx2 for b::Iq2Xs {
         let sign = spread_signs(signs);
         let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
-            let codes = u64::from_le_bytes(*part(block, 2 + 8 * i));
+            let codes = opaque8(part(block, 2 + 8 * i));
             let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
@@ -459,13 +526,21 @@ impl SuperAvx2 for b::Iq2S {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 82] = part(block, 0);
         let signs = load(part(block, 34));
+        let mut indices = Indices::new();
+        let highs = _mm_cvtepu8_epi16(load8(part(block, 66)));
+        for k in 0..2 {
+            let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
+            let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
+            let high = _mm256_mullo_epi16(words_by_four(highs, k), up);
+            indices.put(
+                k,
+                _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x300))),
+            );
+        }
         let sign = spread_signs(signs);
         let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
-            let low: &[u8; 4] = part(block, 2 + 4 * i);
-            let high = usize::from(block[66 + i]);
-            let entry = |l: usize| tables::IQ2_S[index(low, l) | (high >> (2 * l) & 3) << 8];
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
+            *q = indices.entries(&tables::IQ2_S, i);
         }
         with_signs(q, sign, scales4(part(block, 74)), half(block, 0) * 0.125)
     }
@@ -490,13 +565,9 @@ impl SuperAvx2 for b::Iq3Xxs {
         let sign = spread_signs(signs);
         let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
-            let n: &[u8; 8] = part(block, 2 + 8 * i);
-            let entry = |l: usize| {
-                pair(
-                    tables::IQ3_XXS[index(n, 2 * l)],
-                    tables::IQ3_XXS[index(n, 2 * l + 1)],
-                )
-            };
+            let n = opaque8(part(block, 2 + 8 * i));
+            let one = |k: usize| tables::IQ3_XXS[(n >> (8 * k)) as usize & 255];
+            let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
         with_signs(
@@ -527,12 +598,36 @@ impl SuperAvx2 for b::Iq3S {
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 110] = part(block, 0);
         let signs = load(part(block, 74));
+        let mut indices = Indices::new();
+        let bit = _mm256_setr_epi16(
+            1,
+            2,
+            4,
+            8,
+            16,
+            32,
+            64,
+            128,
+            256,
+            512,
+            1024,
+            2048,
+            4096,
+            8192,
+            16384,
+            i16::MIN,
+        );
+        for k in 0..4 {
+            let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
+            let bits = _mm256_and_si256(_mm256_set1_epi16(u16_at(block, 66 + 2 * k) as i16), bit);
+            let ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
+            indices.put(k, _mm256_or_si256(low, ninth));
+        }
         let sign = spread_signs(signs);
         let mut q = sign;
         for (i, q) in q.iter_mut().enumerate() {
-            let low: &[u8; 8] = part(block, 2 + 8 * i);
-            let high = usize::from(block[66 + i]);
-            let one = |k: usize| tables::IQ3_S[index(low, k) | (high << (8 - k) & 256)];
+            let n = [indices.four(2 * i), indices.four(2 * i + 1)];
+            let one = |k: usize| tables::IQ3_S[(n[k / 4] >> (k % 4 * 16)) as usize & 511];
             let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
@@ -556,13 +651,27 @@ impl SuperAvx2 for b::Iq1S {
         let block: &[u8; 50] = part(block, 0);
         let highs = load16(part(block, 34));
         let scale = _mm_and_si128(_mm_srli_epi16::<12>(highs), _mm_set1_epi16(7));
+        let mut indices = Indices::new();
+        for k in 0..2 {
+            let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
+            // The multiplication moves each lane's three bits to the top.
+            let up = _mm256_set1_epi64x(0x0010_0080_0400_2000);
+            let high = _mm256_srli_epi16::<5>(_mm256_mullo_epi16(words_by_four(highs, k), up));
+            indices.put(
+                k,
+                _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x700))),
+            );
+        }
+        let negative = _mm_srai_epi16::<15>(highs);
+        let deltas = both(_mm_add_epi8(
+            _mm_add_epi8(negative, negative),
+            _mm_set1_epi8(10),
+        ));
         let mut q = [_mm256_setzero_si256(); 8];
         for (i, q) in q.iter_mut().enumerate() {
-            let low: &[u8; 4] = part(block, 2 + 4 * i);
-            let high = usize::from(u16_at(block, 34 + 2 * i));
-            let entry = |l: usize| tables::IQ1[index(low, l) | (high >> (3 * l) & 7) << 8];
-            let delta = _mm256_set1_epi8(if high & 0x8000 == 0 { 10 } else { 8 });
-            *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
+            let delta =
+                _mm256_shuffle_epi8(deltas, _mm256_set1_epi16((0x0100 + 0x0202 * i) as i16));
+            *q = _mm256_add_epi8(indices.entries(&tables::IQ1, i), delta);
         }
         without_min(q, odd(both(scale)), half(block, 0) * 0.125)
     }
@@ -606,15 +715,24 @@ impl SuperAvx2 for b::Iq1M {
         let high = load16(part(block, 32));
         let low = _mm_slli_epi16::<4>(high);
         let negative = _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high));
+        let seven = _mm_set1_epi8(7);
+        let (even, odds) = (
+            _mm_and_si128(high, seven),
+            _mm_and_si128(_mm_srli_epi16::<4>(high), seven),
+        );
+        let highs = [_mm_unpacklo_epi8(even, odds), _mm_unpackhi_epi8(even, odds)];
+        let mut indices = Indices::new();
+        for k in 0..2 {
+            let low = _mm256_cvtepu8_epi16(load16(part(block, 16 * k)));
+            let high = _mm256_slli_epi16::<8>(_mm256_cvtepu8_epi16(highs[k]));
+            indices.put(k, _mm256_or_si256(low, high));
+        }
         let spread = spread_all(negative);
         let mut q = [negative; 8];
         for (i, q) in q.iter_mut().enumerate() {
-            let low: &[u8; 4] = part(block, 4 * i);
-            let high = usize::from(u16_at(block, 32 + 2 * i));
-            let entry = |l: usize| tables::IQ1[index(low, l) | (high >> (4 * l) & 7) << 8];
             let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread[i]);
             let delta = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(10));
-            *q = _mm256_add_epi8(entries8(entry(0), entry(1), entry(2), entry(3)), delta);
+            *q = _mm256_add_epi8(indices.entries(&tables::IQ1, i), delta);
         }
         without_min(q, odd(scale), d * 0.125)
     }
