@@ -14,7 +14,7 @@ use crate::compute::product::Product;
 use crate::compute::rows::Output;
 use crate::host::Host;
 use crate::host::symbols::openmp_of_cpu_backend;
-use crate::log::{debug, error};
+use crate::log::{debug, error, fatal};
 use crate::pool::{Pool, lock};
 
 /// As many as ggml uses when nobody says.
@@ -75,10 +75,12 @@ pub unsafe extern "C" fn init_backend(
     guarded_or(std::ptr::null_mut(), |host| {
         let damage = buffer::damage();
         for message in &damage {
-            error!("{message}");
+            fatal(format_args!("{message}"));
         }
         if !damage.is_empty() {
-            error!("a model that is loaded is damaged: no context is made while it is");
+            fatal(format_args!(
+                "a model that is loaded is damaged: no context is made while it is"
+            ));
             return std::ptr::null_mut();
         }
         let stream = Box::new(Mutex::new(Stream {
