@@ -44,6 +44,17 @@ pub fn log(level: Level, message: Arguments<'_>) {
     if for_host && host_log(level, message) {
         return;
     }
+    to_stderr(message);
+}
+
+/// Writes an error that stops the program, to both: llama.cpp's programs write their log from a thread and lose its
+/// last lines when they end early.
+pub fn fatal(message: Arguments<'_>) {
+    host_log(Level::Error, message);
+    to_stderr(message);
+}
+
+fn to_stderr(message: Arguments<'_>) {
     // Not `eprintln!`, which panics when the stream is closed.
     use std::io::Write;
     // In one piece: the host writes from a thread of its own.

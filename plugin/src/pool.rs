@@ -1,16 +1,22 @@
-//! Threads that share a job: the caller and its workers take numbered tasks from one counter. A worker that has not
-//! woken up when the tasks are gone is not waited for, so a job is never slower than the caller alone by more than
-//! the task that a worker is in.
+//! Threads that share a job: they take numbered tasks from one counter.
+//!
+//! Where ggml's CPU backend uses OpenMP, jobs are done by its threads: after each of its graphs they wait for the next
+//! one by looking for it, for milliseconds, and threads of our own would have to share the cores with them. Otherwise
+//! there are threads of our own. One of those that has not woken up when the tasks are gone is not waited for, so a
+//! job is never slower than the caller alone by more than the task that a worker is in.
 
 use std::any::Any;
+use std::ffi::{c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
+use crate::host::symbols::Parallel;
+
 /// How often a worker looks for the next job before it sleeps: some tens of microseconds. The two steps of a
 /// product and the products of a graph follow each other sooner; between graphs the cores are the host's.
-const SPINS: u32 = 2_000;
+const SPINS: u32 = 1_000;
 /// More threads than that are never started.
 const MAX_THREADS: usize = 512;
 
@@ -68,15 +74,116 @@ struct Shared {
 }
 
 /// A fixed number of threads, of which one is the caller's.
-pub struct Pool {
+pub struct Pool(Kind);
+
+enum Kind {
+    Own(Workers),
+    /// The threads of an OpenMP runtime.
+    Team {
+        parallel: Parallel,
+        threads: usize,
+    },
+}
+
+struct Workers {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
 }
 
 impl Pool {
-    /// A pool that works with `threads` threads, the caller's included. Where the system refuses a thread, there are
-    /// fewer.
+    /// A pool of the OpenMP runtime's threads, the caller's included.
+    pub(crate) fn of_team(parallel: Parallel, threads: usize) -> Self {
+        let threads = threads.clamp(1, MAX_THREADS);
+        Self(Kind::Team { parallel, threads })
+    }
+
+    /// A pool that works with `threads` threads of its own, the caller's included. Where the system refuses a thread,
+    /// there are fewer.
     pub fn new(threads: usize) -> Self {
+        Self(Kind::Own(Workers::new(threads)))
+    }
+
+    /// Threads that take part in a job, the caller's included.
+    pub fn threads(&self) -> usize {
+        match &self.0 {
+            Kind::Own(own) => own.workers.len() + 1,
+            Kind::Team { threads, .. } => *threads,
+        }
+    }
+
+    /// How long a job must take one thread, in microseconds, for others to be of use.
+    pub fn worthwhile(&self) -> u64 {
+        match self.0 {
+            // To wake a thread takes about as long.
+            Kind::Own(_) => 60,
+            Kind::Team { .. } => 8,
+        }
+    }
+
+    /// Does a job of `count` tasks: each thread that takes part calls `work` once, which takes tasks until there are
+    /// none. Returns when every task that was taken is done. With `alone`, the caller does all.
+    ///
+    /// # Errors
+    /// A task panicked; the others may not have been done.
+    pub fn run(&mut self, count: usize, alone: bool, work: &Work<'_>) -> Result<(), Panicked> {
+        let job = Job {
+            work,
+            tasks: Tasks {
+                next: AtomicUsize::new(0),
+                count,
+                stop: AtomicBool::new(false),
+            },
+            panic: Mutex::new(None),
+        };
+        match &self.0 {
+            _ if alone || count < 2 || self.threads() == 1 => job.take_part(0),
+            Kind::Own(own) => own.run(&job),
+            Kind::Team { parallel, threads } => run_by_team(*parallel, *threads, &job),
+        }
+        match job
+            .panic
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            None => Ok(()),
+            Some(message) => Err(Panicked(message)),
+        }
+    }
+}
+
+fn run_by_team(parallel: Parallel, threads: usize, job: &Job<'_>) {
+    struct Region<'a> {
+        job: &'a Job<'a>,
+        entered: AtomicUsize,
+        threads: usize,
+    }
+    unsafe extern "C" fn enter(region: *mut c_void) {
+        // SAFETY: `parallel` hands on the pointer below, and returns when all threads have left.
+        let region = unsafe { &*region.cast_const().cast::<Region<'_>>() };
+        let thread = region.entered.fetch_add(1, SeqCst);
+        if thread < region.threads {
+            region.job.take_part(thread);
+        }
+    }
+    let region = Region {
+        job,
+        entered: AtomicUsize::new(0),
+        threads,
+    };
+    // Always as many: the runtime ends threads that a region has no use for. They fit: `MAX_THREADS`.
+    // SAFETY: `enter` takes what it is given, shares it only by reference and lets no panic out.
+    unsafe {
+        parallel(
+            enter,
+            (&raw const region).cast_mut().cast(),
+            threads as c_uint,
+            0,
+        )
+    };
+}
+
+impl Workers {
+    fn new(threads: usize) -> Self {
         let wanted = threads.clamp(1, MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(std::ptr::null_mut()),
@@ -98,66 +205,35 @@ impl Pool {
         Self { shared, workers }
     }
 
-    /// Threads that take part in a job, the caller's included.
-    pub fn threads(&self) -> usize {
-        self.workers.len() + 1
-    }
-
-    /// Does a job of `count` tasks: each thread that takes part calls `work` once, which takes tasks until there are
-    /// none. Returns when every task that was taken is done.
-    ///
-    /// # Errors
-    /// A task panicked; the others may not have been done.
-    pub fn run(&mut self, count: usize, work: &Work<'_>) -> Result<(), Panicked> {
-        let job = Job {
-            work,
-            tasks: Tasks {
-                next: AtomicUsize::new(0),
-                count,
-                stop: AtomicBool::new(false),
-            },
-            panic: Mutex::new(None),
-        };
-        let open = count > 1 && !self.workers.is_empty();
-        if open {
-            self.shared
-                .job
-                .store((&raw const job).cast_mut().cast(), SeqCst);
-            self.shared.number.fetch_add(1, SeqCst);
-            // One worker for each task that the caller cannot start at once.
-            for (worker, (thread, _)) in self.workers.iter().enumerate().take(count - 1) {
-                if self.shared.sleeping[worker].swap(false, SeqCst) {
-                    thread.unpark();
-                }
+    fn run(&self, job: &Job<'_>) {
+        let shared = &self.shared;
+        shared
+            .job
+            .store((&raw const *job).cast_mut().cast(), SeqCst);
+        shared.number.fetch_add(1, SeqCst);
+        // One worker for each task that the caller cannot start at once.
+        for (worker, (thread, _)) in self.workers.iter().enumerate().take(job.tasks.count - 1) {
+            if shared.sleeping[worker].swap(false, SeqCst) {
+                thread.unpark();
             }
         }
         job.take_part(0);
-        if open {
-            // Nobody enters from here on; those inside finish their task.
-            self.shared.job.store(std::ptr::null_mut(), SeqCst);
-            let mut spins = 0u32;
-            while self.shared.inside.load(SeqCst) != 0 {
-                spins += 1;
-                if spins < SPINS {
-                    std::hint::spin_loop();
-                } else {
-                    // The worker may be waiting for this core.
-                    thread::yield_now();
-                }
+        // Nobody enters from here on; those inside finish their task.
+        shared.job.store(std::ptr::null_mut(), SeqCst);
+        let mut spins = 0u32;
+        while shared.inside.load(SeqCst) != 0 {
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+            } else {
+                // The worker may be waiting for this core.
+                thread::yield_now();
             }
-        }
-        match job
-            .panic
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-        {
-            None => Ok(()),
-            Some(message) => Err(Panicked(message)),
         }
     }
 }
 
-impl Drop for Pool {
+impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.quit.store(true, SeqCst);
         self.shared.number.fetch_add(1, SeqCst);
@@ -239,7 +315,7 @@ mod tests {
             for count in [0, 1, 2, 5, 1000] {
                 for _ in 0..50 {
                     let done: Vec<_> = (0..count).map(|_| AtomicU32::new(0)).collect();
-                    pool.run(count, &|thread, tasks| {
+                    pool.run(count, false, &|thread, tasks| {
                         assert!(thread < threads);
                         for task in tasks {
                             done[task].fetch_add(1, SeqCst);
@@ -252,6 +328,47 @@ mod tests {
         }
     }
 
+    /// What an OpenMP runtime does, with new threads each time.
+    unsafe extern "C" fn parallel(
+        enter: unsafe extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        threads: c_uint,
+        _: c_uint,
+    ) {
+        let data = data as usize;
+        thread::scope(|scope| {
+            // One more than asked for.
+            for _ in 0..=threads {
+                // SAFETY: the data outlives the scope.
+                scope.spawn(move || unsafe { enter(data as *mut c_void) });
+            }
+        });
+    }
+
+    #[test]
+    fn a_runtimes_threads_do_every_task_once() {
+        let mut pool = Pool::of_team(parallel, 3);
+        for count in [0, 1, 2, 100] {
+            for alone in [false, true] {
+                let done: Vec<_> = (0..count).map(|_| AtomicU32::new(0)).collect();
+                pool.run(count, alone, &|thread, tasks| {
+                    assert!(thread < if alone { 1 } else { 3 });
+                    for task in tasks {
+                        done[task].fetch_add(1, SeqCst);
+                    }
+                })
+                .unwrap();
+                assert!(done.iter().all(|d| d.load(SeqCst) == 1));
+            }
+        }
+        let result = pool.run(9, false, &|_, tasks| {
+            for task in tasks {
+                assert!(task != 5, "five");
+            }
+        });
+        assert_eq!(result, Err(Panicked("five".into())));
+    }
+
     #[test]
     fn workers_take_part_after_they_slept() {
         let mut pool = Pool::new(2);
@@ -260,7 +377,7 @@ mod tests {
             let helped = AtomicBool::new(false);
             // The second task is only done once a worker came: the caller's waits for it.
             let start = std::time::Instant::now();
-            pool.run(2, &|thread, tasks| {
+            pool.run(2, false, &|thread, tasks| {
                 for _ in tasks {
                     if thread > 0 {
                         helped.store(true, SeqCst);
@@ -279,13 +396,13 @@ mod tests {
     fn a_panic_is_an_error_and_the_pool_goes_on() {
         let mut pool = Pool::new(3);
         for bad in 0..20 {
-            let result = pool.run(20, &|_, tasks| {
+            let result = pool.run(20, false, &|_, tasks| {
                 for task in tasks {
                     assert!(task != bad, "task {task} is bad");
                 }
             });
             assert_eq!(result, Err(Panicked(format!("task {bad} is bad"))));
-            let result = pool.run(20, &|_, tasks| {
+            let result = pool.run(20, false, &|_, tasks| {
                 for task in tasks {
                     assert!(task < 20);
                 }

@@ -13,8 +13,9 @@ use crate::compute::experts::Experts;
 use crate::compute::product::Product;
 use crate::compute::rows::Output;
 use crate::host::Host;
-use crate::log::{debug, error};
-use crate::pool::lock;
+use crate::host::symbols::openmp_of_cpu_backend;
+use crate::log::{debug, error, fatal};
+use crate::pool::{Pool, lock};
 
 /// As many as ggml uses when nobody says.
 const DEFAULT_THREADS: usize = 4;
@@ -74,10 +75,12 @@ pub unsafe extern "C" fn init_backend(
     guarded_or(std::ptr::null_mut(), |host| {
         let damage = buffer::damage();
         for message in &damage {
-            error!("{message}");
+            fatal(format_args!("{message}"));
         }
         if !damage.is_empty() {
-            error!("a model that is loaded is damaged: no context is made while it is");
+            fatal(format_args!(
+                "a model that is loaded is damaged: no context is made while it is"
+            ));
             return std::ptr::null_mut();
         }
         let stream = Box::new(Mutex::new(Stream {
@@ -163,6 +166,21 @@ unsafe extern "C" fn graph_compute(
     })
 }
 
+/// The CPU backend's threads where it has OpenMP's, unless `MOQA_THREADS` is `own`; otherwise our own.
+fn pool(threads: usize) -> Pool {
+    let own = std::env::var("MOQA_THREADS").as_deref() == Ok("own");
+    match openmp_of_cpu_backend().filter(|_| !own && threads > 1) {
+        Some(parallel) => {
+            debug!("{threads} threads, those of the CPU backend");
+            Pool::of_team(parallel, threads)
+        }
+        None => {
+            debug!("{threads} threads of its own");
+            Pool::new(threads)
+        }
+    }
+}
+
 /// A node whose tensors were looked up, before its results are claimed.
 struct Node<'a> {
     tensor: Tensor<'a>,
@@ -246,7 +264,7 @@ impl Stream {
         {
             // The old threads end before new ones begin.
             self.computer = None;
-            self.computer = Some(Computer::new(self.threads));
+            self.computer = Some(Computer::new(pool(self.threads)));
         }
         for (node, product) in nodes.iter().zip(&products) {
             let by_ids = node.tensor.op() == host.numbers.mul_mat_id;

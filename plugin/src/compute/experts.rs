@@ -122,7 +122,7 @@ impl Experts {
     }
 
     /// Experts.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.places.len()
     }
 

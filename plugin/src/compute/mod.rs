@@ -2,8 +2,8 @@
 //!
 //! A graph's products are gathered into steps of products that do not need each other's results (gate and up are one
 //! step). A step first brings every activation row that is needed into each form that is needed, once, and then
-//! multiplies. Both are cut into tasks by their shapes alone, and each result depends on its two rows alone: results
-//! are the same for every number of threads.
+//! multiplies. Each result depends on its two rows alone, however the work is cut: results are the same for every number
+//! of threads.
 
 pub mod experts;
 pub mod product;
@@ -33,12 +33,26 @@ pub enum Error {
 
 /// Rows of activations that a task brings into another form.
 const ACTIVATION_ROWS: usize = 8;
-/// Weights of a task: as much as stays in a core's cache while its activations go by.
-const TASK_WEIGHT_BYTES: usize = 48 << 10;
-/// Rows of weights in a task.
-const TASK_ROWS: std::ops::RangeInclusive<usize> = 8..=64;
+/// Weights of a task with many activations: as much as stays in a core's cache while they go by.
+const CACHED_BYTES: usize = 48 << 10;
+/// Rows of weights in such a task, so that its results stay in the cache too.
+const CACHED_ROWS: usize = 64;
+/// Up to this many activation rows weights are read once, from memory, for which long pieces are faster: two threads
+/// were 1.2 times as fast with 1 MiB as with 48 KiB.
+const FEW_TOKENS: usize = 16;
+/// The most weights of a task with few activations.
+const STREAMED_BYTES: usize = 1 << 20;
+/// Tasks that each thread should find at least, so that none waits long for another.
+const TASKS_PER_THREAD: usize = 4;
+/// Rows of weights in a task are a multiple of this.
+const ROWS: usize = 8;
 /// Activation rows that the kernels get at once.
 const TASK_TOKENS: usize = 128;
+
+/// Values that a thread quantizes in a microsecond, about.
+const QUANTIZED_PER_MICROSECOND: u64 = 500;
+/// Multiplications that a thread does in a microsecond, about.
+const MULTIPLIED_PER_MICROSECOND: u64 = 15_000;
 
 /// Threads and their memory.
 pub struct Computer {
@@ -76,9 +90,8 @@ struct Task {
 }
 
 impl Computer {
-    /// With so many threads, the caller's included.
-    pub fn new(threads: usize) -> Self {
-        let pool = Pool::new(threads);
+    /// With the threads of a pool.
+    pub fn new(pool: Pool) -> Self {
         Self {
             threads: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             pool,
@@ -97,7 +110,7 @@ impl Computer {
     /// # Errors
     /// Kernels refuse, or a task panics; results are then incomplete.
     pub fn step(&mut self, products: &[Product<'_>]) -> Result<(), Error> {
-        let (quantized, tasks) = plan(products);
+        let (quantized, tasks) = plan(products, self.pool.threads());
         let mut buffers = std::mem::take(&mut self.buffers);
         let result = self.steps(products, &quantized, &tasks, &mut buffers);
         self.buffers = buffers;
@@ -135,7 +148,12 @@ impl Computer {
                     .map(|(rows, place)| Mutex::new((q, rows, place))),
             );
         }
-        self.pool.run(pieces.len(), &|thread, tasks| {
+        let values: usize = quantized
+            .iter()
+            .map(|q| q.rows.len() * q.input.form().ne[0])
+            .sum();
+        let alone = values as u64 / QUANTIZED_PER_MICROSECOND < self.pool.worthwhile();
+        self.pool.run(pieces.len(), alone, &|thread, tasks| {
             let values = &mut lock(&memory[thread]).values;
             for task in tasks {
                 let (q, rows, place) = &mut *lock(&pieces[task]);
@@ -152,7 +170,9 @@ impl Computer {
         drop(pieces);
 
         let buffers = &*buffers;
-        self.pool.run(tasks.len(), &|thread, numbers| {
+        let multiplied: u64 = products.iter().map(Product::multiplications).sum();
+        let alone = multiplied / MULTIPLIED_PER_MICROSECOND < self.pool.worthwhile();
+        self.pool.run(tasks.len(), alone, &|thread, numbers| {
             let memory = &mut *lock(&memory[thread]);
             for number in numbers {
                 let task = &tasks[number];
@@ -204,12 +224,13 @@ fn multiply(
 }
 
 /// What to bring into which form, and the tasks.
-fn plan<'a>(products: &[Product<'a>]) -> (Vec<Quantized<'a>>, Vec<Task>) {
+fn plan<'a>(products: &[Product<'a>], threads: usize) -> (Vec<Quantized<'a>>, Vec<Task>) {
+    let total: usize = products.iter().map(Product::weight_bytes).sum();
     let mut quantized: Vec<Quantized<'a>> = Vec::new();
     let mut tasks = Vec::new();
     for (number, product) in products.iter().enumerate() {
         let experts = product.experts;
-        for expert in 0..experts.len() {
+        for expert in 0..experts.count() {
             let pairs = product.of(expert);
             if pairs.is_empty() || experts.n_out() == 0 {
                 continue;
@@ -237,10 +258,14 @@ fn plan<'a>(products: &[Product<'a>]) -> (Vec<Quantized<'a>>, Vec<Task>) {
                     q.rows.push(pair.input);
                 }
             }
-            let rows = (TASK_WEIGHT_BYTES / experts.row_bytes(expert).max(1))
-                .clamp(*TASK_ROWS.start(), *TASK_ROWS.end())
-                / 8
-                * 8;
+            let row_bytes = experts.row_bytes(expert).max(1);
+            let rows = if pairs.len() > FEW_TOKENS {
+                (CACHED_BYTES / row_bytes).min(CACHED_ROWS)
+            } else {
+                (total / (threads * TASKS_PER_THREAD)).clamp(CACHED_BYTES, STREAMED_BYTES)
+                    / row_bytes
+            };
+            let rows = (rows / ROWS * ROWS).max(ROWS);
             tasks.extend((0..experts.n_out()).step_by(rows).map(|first| Task {
                 product: number,
                 expert,

@@ -73,10 +73,10 @@ impl<'a> Product<'a> {
         let mut rows = Vec::with_capacity(ids.len());
         for (token, ids) in ids.chunks_exact(n_used).enumerate() {
             for (slot, &id) in ids.iter().enumerate() {
-                let expert = usize::try_from(id).ok().filter(|e| *e < experts.len());
+                let expert = usize::try_from(id).ok().filter(|e| *e < experts.count());
                 let expert = expert.ok_or(Error::Expert {
                     id,
-                    experts: experts.len(),
+                    experts: experts.count(),
                     token,
                 })?;
                 rows.push((
@@ -112,10 +112,10 @@ impl<'a> Product<'a> {
         if i.n_rows() == 0 {
             return Self::grouped(name, experts, tensor, input, output, &[]);
         }
-        if experts.len() == 0 || !n2.is_multiple_of(experts.len()) {
+        if experts.count() == 0 || !n2.is_multiple_of(experts.count()) {
             return Err(Error::Shape("matrices that the weights' do not divide"));
         }
-        let each = n2 / experts.len();
+        let each = n2 / experts.count();
         let mut rows = Vec::with_capacity(i.n_rows());
         for i3 in 0..n3 {
             for i2 in 0..n2 {
@@ -142,11 +142,11 @@ impl<'a> Product<'a> {
         if tensor.len() < experts.bytes() {
             return Err(Error::Shape("weights that end too early"));
         }
-        let mut starts = vec![0; experts.len() + 1];
+        let mut starts = vec![0; experts.count() + 1];
         for (expert, _, _) in rows {
             starts[expert + 1] += 1;
         }
-        for e in 0..experts.len() {
+        for e in 0..experts.count() {
             starts[e + 1] += starts[e];
         }
         let mut next = starts.clone();
@@ -174,6 +174,19 @@ impl<'a> Product<'a> {
             pairs,
             starts,
         })
+    }
+
+    /// Multiplications of numbers that it takes.
+    pub fn multiplications(&self) -> u64 {
+        let each = (self.experts.n_in() as u64).saturating_mul(self.experts.n_out() as u64);
+        each.saturating_mul(self.pairs.len() as u64)
+    }
+
+    /// Bytes of weights that it reads.
+    pub fn weight_bytes(&self) -> usize {
+        let used = (0..self.experts.count()).filter(|e| !self.of(*e).is_empty());
+        used.map(|e| self.experts.row_bytes(e) * self.experts.n_out())
+            .sum()
     }
 
     /// The pairs of an expert.

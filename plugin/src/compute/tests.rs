@@ -7,6 +7,7 @@ use super::Computer;
 use super::experts::Experts;
 use super::product::{Error, Product};
 use super::rows::{Form, Input, Output, read_ids};
+use crate::pool::Pool;
 
 /// xorshift64*: enough for weights and routes.
 struct Random(u64);
@@ -189,7 +190,7 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         )
         .unwrap();
         let products = [product];
-        let mut computer = Computer::new(threads);
+        let mut computer = Computer::new(Pool::new(threads));
         computer.step(&products).unwrap();
         // Again, with the memory of the first time.
         computer.step(&products).unwrap();
@@ -338,7 +339,7 @@ fn products_of_one_step_share_activations() {
             product(&gate_experts, &gate, a),
             product(&up_experts, &up, b),
         ];
-        let (quantized, _) = super::plan(&products);
+        let (quantized, _) = super::plan(&products, 2);
         // One form for all of up and an expert of gate, another for the rest of gate.
         let rows: Vec<_> = quantized.iter().map(|q| q.rows.len()).collect();
         assert_eq!(rows.len(), 2);
@@ -346,7 +347,7 @@ fn products_of_one_step_share_activations() {
             rows.iter().all(|n| *n <= 4),
             "a row was quantized twice: {rows:?}"
         );
-        Computer::new(2).step(&products).unwrap();
+        Computer::new(Pool::new(2)).step(&products).unwrap();
     }
     for (bytes, experts, out) in [
         (&gate, &gate_experts, &outputs[0]),
@@ -392,7 +393,9 @@ fn dense_products_with_broadcast_matrices() {
                 Input::new(input.as_ptr(), in_form).unwrap(),
                 Output::new(output.as_mut_ptr(), out_form).unwrap(),
             );
-            Computer::new(2).step(&[product.unwrap()]).unwrap();
+            Computer::new(Pool::new(2))
+                .step(&[product.unwrap()])
+                .unwrap();
         }
         for (row, found) in floats(&output, out_form).chunks_exact(11).enumerate() {
             let expert = row / 3 % n2 / (n2 / n_expert as usize);

@@ -2,7 +2,7 @@
 //! libggml-base has its functions in the global scope, and Python's extension modules keep theirs in objects loaded
 //! with `RTLD_LOCAL`, which are asked one by one.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
 use ggml_backend_sys as sys;
 
@@ -221,6 +221,32 @@ pub fn find() -> Result<(Symbols, Option<Registry>), Error> {
             .find_map(|object| Registry::resolve(&in_object(object)))
     });
     Ok((symbols, registry))
+}
+
+/// libgomp's (and libomp's) entry to a parallel region: function, its data, threads, flags.
+pub type Parallel =
+    unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+/// The OpenMP runtime that ggml's CPU backend uses, if it uses one: asked of the object that has `ggml_graph_compute`,
+/// whose dependencies answer for it. There may be other copies of the runtime in a process, with other threads.
+pub fn openmp_of_cpu_backend() -> Option<Parallel> {
+    // SAFETY: a null name is the program itself.
+    let program = unsafe { libc::dlopen(std::ptr::null(), libc::RTLD_LAZY) };
+    let program = (!program.is_null()).then(|| Object(program, CString::default()));
+    program
+        .into_iter()
+        .chain(loaded_objects())
+        .find_map(|object| {
+            // SAFETY: an open handle and names that end with a zero byte.
+            let [compute, parallel] = [c"ggml_graph_compute", c"GOMP_parallel"]
+                .map(|name| unsafe { libc::dlsym(object.0, name.as_ptr()) });
+            if compute.is_null() || parallel.is_null() {
+                return None;
+            }
+            // SAFETY: the runtime's function, whose type has been the same since GCC 4.9. The runtime stays loaded: its
+            // threads run in it.
+            Some(unsafe { std::mem::transmute::<*mut c_void, Parallel>(parallel) })
+        })
 }
 
 /// A handle of an object of this process, given back when dropped.

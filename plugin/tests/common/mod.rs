@@ -109,7 +109,19 @@ pub struct Said {
 }
 
 impl Perplexity<'_> {
+    /// Runs it; again where it ended well and its last lines are missing, since llama.cpp writes its log from a
+    /// thread that may be cut off at the end.
     pub fn run(&self) -> Said {
+        for _ in 0..4 {
+            let said = self.once();
+            if !said.success || said.perplexity.is_some() {
+                return said;
+            }
+        }
+        self.once()
+    }
+
+    fn once(&self) -> Said {
         let mut command = Command::new(llama().join("llama-perplexity"));
         command.arg("-m").arg(self.model).arg("-f").arg(self.text);
         command
@@ -141,7 +153,8 @@ impl Said {
     /// MUL_MAT_ID nodes that the library computed, and how many of them with mixed tensors.
     pub fn computed(&self) -> (u64, u64) {
         let mut sums = (0, 0);
-        for line in self.text.lines().filter(|l| l.contains("freed a stream")) {
+        for line in self.text.split("freed a stream: ").skip(1) {
+            let line = line.lines().next().unwrap_or_default();
             let numbers: Vec<u64> = line
                 .split(|c: char| !c.is_ascii_digit())
                 .filter_map(|n| n.parse().ok())
