@@ -21,6 +21,7 @@ pub mod model;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod refit;
 pub mod report;
 pub mod runtime;
 pub mod tasks;

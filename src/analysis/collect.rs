@@ -74,6 +74,8 @@ struct Collector {
     coactivation: BTreeMap<usize, Coactivation>,
     /// Gate weights of the layer being computed, `n_used` a token: the latest `ffn_moe_weights*` node.
     gates: Option<(usize, Vec<f32>)>,
+    /// The same, kept until the layer's experts have answered.
+    answered: Option<(usize, Vec<f32>)>,
     problem: Option<String>,
 }
 
@@ -190,7 +192,57 @@ impl Collector {
                 Ok(())
             })?;
         self.add_router(&weight, &routed, n_used, n_tokens, ids);
+        if weight.name().contains("ffn_down_exps") {
+            self.add_outputs(&weight, node, n_used, n_tokens, ids);
+        }
         Ok(())
+    }
+
+    /// Scalar products of the outputs that each token's experts give, times their gate weights.
+    fn add_outputs(
+        &mut self,
+        weight: &Node<'_>,
+        output: Node<'_>,
+        n_used: usize,
+        n_tokens: usize,
+        ids: Node<'_>,
+    ) {
+        let Some((layer, gates)) = self.answered.take() else {
+            return;
+        };
+        let together = match self.coactivation.get_mut(&layer) {
+            Some(t)
+                if layer_of(weight.name()) == Some(layer) && gates.len() == n_used * n_tokens =>
+            {
+                t
+            }
+            _ => return,
+        };
+        let n = together.n_expert;
+        if together.outputs.is_empty() {
+            together.outputs = vec![0.0; n * n];
+        }
+        for token in 0..n_tokens {
+            let Some(ids) = ids.row_i32(token, 0, 0) else {
+                return;
+            };
+            for (i, &a) in ids.iter().enumerate() {
+                for (j, &b) in ids.iter().enumerate().skip(i) {
+                    let (Some(x), Some(y)) =
+                        (output.row_f32(i, token, 0), output.row_f32(j, token, 0))
+                    else {
+                        return;
+                    };
+                    let gate = |slot: usize| f64::from(gates[token * n_used + slot]);
+                    let product = gate(i) * gate(j) * dot(x, y);
+                    let (a, b) = (a as usize, b as usize);
+                    together.outputs[a * n + b] += product;
+                    if i != j {
+                        together.outputs[b * n + a] += product;
+                    }
+                }
+            }
+        }
     }
 
     /// Counts routing once a layer: at the expert multiplication that comes first with its gates known.
@@ -242,7 +294,7 @@ impl Collector {
         }
         router.tokens += n_tokens as f64;
         // The layer's other projections see the same routing.
-        self.gates = None;
+        self.answered = self.gates.take();
     }
 
     fn add_dense(&mut self, node: Node<'_>) -> Result<()> {
@@ -306,6 +358,17 @@ impl Collector {
         }
         Ok(analysis)
     }
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    // Partial sums, so that it can be done in vectors.
+    let mut sums = [0.0f32; 8];
+    for (x, y) in x.chunks(8).zip(y.chunks(8)) {
+        for ((s, x), y) in sums.iter_mut().zip(x).zip(y) {
+            *s += x * y;
+        }
+    }
+    sums.iter().map(|s| f64::from(*s)).sum()
 }
 
 fn accumulate(row: &[f32], sum_sq: &mut [f64], sum: &mut [f64]) {

@@ -285,6 +285,9 @@ pub struct Coactivation {
     pub n_expert: usize,
     /// Tokens sent to both experts, `n_expert x n_expert`, symmetric; the diagonal holds those sent to each.
     pub counts: Vec<f64>,
+    /// Scalar products of the experts' outputs on the tokens sent to both, each times its gate weight, summed
+    /// over tokens, in the same order; the diagonal holds squared norms. Empty when not measured.
+    pub outputs: Vec<f64>,
 }
 
 impl Coactivation {
@@ -293,7 +296,45 @@ impl Coactivation {
         Self {
             n_expert,
             counts: vec![0.0; n_expert * n_expert],
+            outputs: Vec::new(),
         }
+    }
+
+    /// How much oftener than by chance two experts fire together, 1 when they are independent; `None` where one
+    /// of them was never reached. `tokens` is the number of tokens routed.
+    pub fn lift(&self, a: usize, b: usize, tokens: f64) -> Option<f64> {
+        let of = |i: usize, j: usize| self.counts[i * self.n_expert + j];
+        let expected = of(a, a) * of(b, b) / tokens;
+        (expected > 0.0).then(|| of(a, b) / expected)
+    }
+
+    /// Cosine of two experts' outputs over the tokens sent to both, against the norms they have over all their
+    /// tokens, scaled to the shared ones: 1 where they say the same (they stand in for each other), 0 where they
+    /// are independent; `None` where it was not measured.
+    pub fn similarity(&self, a: usize, b: usize) -> Option<f64> {
+        let n = self.n_expert;
+        let of = |i: usize, j: usize| self.outputs.get(i * n + j).copied();
+        let mean = |i: usize| Some(of(i, i)? / self.counts[i * n + i]);
+        let norm = (mean(a)? * mean(b)?).sqrt() * self.counts[a * n + b];
+        (norm > 0.0).then(|| of(a, b).map(|x| x / norm)).flatten()
+    }
+
+    /// Adds another's figures.
+    fn merge(&mut self, other: &Self) -> Result<()> {
+        ensure!(
+            self.n_expert == other.n_expert,
+            "{} experts and {} experts",
+            self.n_expert,
+            other.n_expert
+        );
+        add(&mut self.counts, &other.counts);
+        if self.outputs.len() == other.outputs.len() {
+            add(&mut self.outputs, &other.outputs);
+        } else {
+            // Half a sum would pass for a whole one.
+            self.outputs.clear();
+        }
+        Ok(())
     }
 
     /// Counts a token that was sent to `experts`.
@@ -323,6 +364,22 @@ pub struct Analysis {
     pub errors: ErrorTable,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
+    /// Part of the calibration text, for what can only be measured on a quantized model.
+    pub sample: Sample,
+}
+
+/// Chunks of calibration text as tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Token ids, chunk by chunk.
+    pub chunks: Vec<Vec<i32>>,
+}
+
+impl Sample {
+    /// Tokens in all.
+    pub fn n_tokens(&self) -> usize {
+        self.chunks.iter().map(Vec::len).sum()
+    }
 }
 
 impl Analysis {
@@ -436,12 +493,9 @@ impl Analysis {
         merge_routers(&mut self.routers, &other.routers)?;
         for (layer, theirs) in &other.coactivation {
             match self.coactivation.get_mut(layer) {
-                Some(ours) if ours.n_expert == theirs.n_expert => {
-                    add(&mut ours.counts, &theirs.counts)
-                }
-                Some(_) => {
-                    anyhow::bail!("co-activation of layer {layer}: the numbers of experts differ")
-                }
+                Some(ours) => ours
+                    .merge(theirs)
+                    .map_err(|e| e.context(format!("co-activation of layer {layer}")))?,
                 None => {
                     self.coactivation.insert(*layer, theirs.clone());
                 }
@@ -456,6 +510,7 @@ impl Analysis {
         if self.probes.is_empty() {
             self.probes.clone_from(&other.probes);
         }
+        self.sample.chunks.extend_from_slice(&other.sample.chunks);
         self.origin
             .datasets
             .extend(other.origin.datasets.iter().cloned());

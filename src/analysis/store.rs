@@ -41,6 +41,10 @@ const KEY_ROUTERS: &str = "moqa.routers";
 const PROBES: &str = "moqa.probes";
 /// Tokens sent to each pair of experts, [n_expert, n_expert].
 const TOGETHER: &str = "together";
+/// Scalar products of the outputs of each pair of experts, [n_expert, n_expert].
+const OUTPUTS: &str = "outputs";
+/// The sample of the text: tokens of all chunks, and the chunks' lengths.
+const SAMPLE: &str = "moqa.sample";
 /// Labels of the domains; their routers are under `moqa.domain.N`.
 const KEY_DOMAINS: &str = "moqa.domains";
 /// Relative output errors.
@@ -136,6 +140,16 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         )),
     );
     set_errors(&mut meta, &analysis.errors);
+    let sample = &analysis.sample.chunks;
+    meta.set(
+        format!("{SAMPLE}.tokens"),
+        Value::Array(Array::I32(sample.concat())),
+    );
+    let lengths = sample.iter().map(|c| c.len() as u64).collect();
+    meta.set(
+        format!("{SAMPLE}.lengths"),
+        Value::Array(Array::U64(lengths)),
+    );
     meta.set(
         KEY_DOMAINS,
         strings(&mut analysis.domains.iter().map(|d| d.name.as_str())),
@@ -162,10 +176,16 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
     for (layer, c) in &analysis.coactivation {
         specs.push(TensorSpec {
             name: router_name(*layer, TOGETHER),
-            dims: Shape::new(&[c.n_expert as u64, c.n_expert as u64])
-                .context("two dimensions are always possible")?,
+            dims: square(c.n_expert)?,
             ty: GgmlType::F64,
         });
+        if !c.outputs.is_empty() {
+            specs.push(TensorSpec {
+                name: router_name(*layer, OUTPUTS),
+                dims: square(c.n_expert)?,
+                ty: GgmlType::F64,
+            });
+        }
     }
     let layout = GgufLayout::new(&meta, specs, DEFAULT_VERSION)?;
     let mut writer = GgufWriter::new(out, &layout)?;
@@ -179,9 +199,16 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
     }
     for (layer, c) in &analysis.coactivation {
         writer.write_tensor(&router_name(*layer, TOGETHER), &f64_bytes(&c.counts))?;
+        if !c.outputs.is_empty() {
+            writer.write_tensor(&router_name(*layer, OUTPUTS), &f64_bytes(&c.outputs))?;
+        }
     }
     writer.finish()?;
     Ok(())
+}
+
+fn square(n: usize) -> Result<Shape> {
+    Shape::new(&[n as u64, n as u64]).context("two dimensions are always possible")
 }
 
 fn router_parts(r: &RouterStats) -> [(&'static str, &Vec<f64>); 3] {
@@ -578,9 +605,40 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
                     && counts.iter().all(|c| c.is_finite() && *c >= 0.0),
                 "tensor {name}: not a table of tokens by pairs of experts; {ADVICE}"
             );
-            analysis
-                .coactivation
-                .insert(*layer, Coactivation { n_expert, counts });
+            let name = router_name(*layer, OUTPUTS);
+            let outputs = match gguf.tensor(&name) {
+                Some(tensor) => imatrix::read_f64(gguf, tensor)?,
+                None => Vec::new(),
+            };
+            ensure!(
+                (outputs.is_empty() || outputs.len() == counts.len())
+                    && outputs.iter().all(|x| x.is_finite()),
+                "tensor {name}: not a table of pairs of experts; {ADVICE}"
+            );
+            analysis.coactivation.insert(
+                *layer,
+                Coactivation {
+                    n_expert,
+                    counts,
+                    outputs,
+                },
+            );
+        }
+    }
+    // Absent from files of earlier versions.
+    if let (Some(Array::I32(tokens)), Some(Array::U64(lengths))) = (
+        meta.get_array(&format!("{SAMPLE}.tokens")),
+        meta.get_array(&format!("{SAMPLE}.lengths")),
+    ) {
+        let mut rest = tokens.as_slice();
+        for n in lengths {
+            let chunk = usize::try_from(*n)
+                .ok()
+                .filter(|n| *n > 0 && *n <= rest.len())
+                .with_context(|| wrong(&format!("{SAMPLE}.lengths")))?;
+            let (own, after) = rest.split_at(chunk);
+            analysis.sample.chunks.push(own.to_vec());
+            rest = after;
         }
     }
 
@@ -590,7 +648,11 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         .map(|w| 2 + usize::from(!w.sum.is_empty()))
         .sum::<usize>()
         + 3 * analysis.routers.len()
-        + analysis.coactivation.len();
+        + analysis
+            .coactivation
+            .values()
+            .map(|c| 1 + usize::from(!c.outputs.is_empty()))
+            .sum::<usize>();
     ensure!(
         expected == gguf.tensors.len(),
         "{} tensors, of which {expected} belong to an analysis; {ADVICE}",

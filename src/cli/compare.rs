@@ -6,10 +6,11 @@ use clap::Args;
 
 use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
 use super::{BudgetArgs, DataArgs, Global, StrategyArgs, steps};
-use crate::analysis::{Corpus, Importance, TextPath, Unreached, chunk_tokens};
-use crate::encode::{EncodeOptions, encode, output_metadata, simulate};
+use crate::analysis::{Analysis, Corpus, Importance, TextPath, Unreached, chunk_tokens};
+use crate::encode::{EncodeOptions, encode_mixed, output_metadata, simulate};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::gguf::GgmlType;
+use crate::mixed::Mixture;
 use crate::output::{Scratch, check_writable, write_file};
 use crate::plan::Plan;
 use crate::report::{CurvePoint, PointKind, ReportData, render};
@@ -57,6 +58,8 @@ pub(super) struct CompareArgs {
 struct Bench<'a> {
     source: &'a steps::Source,
     importance: &'a Importance,
+    analysis: &'a Analysis,
+    data: &'a DataArgs,
     logits: Scratch,
     folder: &'a Path,
     keep: bool,
@@ -80,6 +83,8 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     let bench = Bench {
         source: &source,
         importance: &importance,
+        analysis: &analysis.clone(),
+        data: &args.data,
         logits: Scratch::new(temporary.path().join("reference.logits")),
         folder,
         keep: args.keep.is_some(),
@@ -187,6 +192,14 @@ impl Bench<'_> {
             split_max_bytes: None,
         };
         let progress = self.global.progress();
+        let refit = steps::refit(
+            self.source,
+            self.analysis,
+            plan,
+            self.importance,
+            self.data,
+            self.global,
+        )?;
         if kind == PointKind::MoqaPerExpert {
             let file = self.folder.join(format!("simulated-{preset}.gguf"));
             let _scratch = self.scratch(&file);
@@ -199,6 +212,7 @@ impl Bench<'_> {
                 plan,
                 out,
                 self.importance,
+                &refit,
                 &file,
                 &options,
                 &progress,
@@ -221,11 +235,13 @@ impl Bench<'_> {
             &plan.analysis_digest,
         );
         let metadata = output_metadata(gguf, &types, &records);
-        let written = encode(
+        let written = encode_mixed(
             gguf,
             &metadata,
             &types,
+            &Mixture::default(),
             self.importance,
+            &refit,
             &file,
             &options,
             &progress,

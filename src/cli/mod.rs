@@ -1,5 +1,6 @@
 //! The command line.
 
+mod ablate;
 mod analyze;
 mod compare;
 mod convert;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
-use crate::analysis::TextPath;
+use crate::analysis::{Stage, Stages, TextPath};
 use crate::gguf::GgmlType;
 use crate::hf::vocab::VocabOptions;
 use crate::hf::{self, OutType};
@@ -84,6 +85,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Inspect(inspect::InspectArgs),
     Compare(compare::CompareArgs),
+    Ablate(ablate::AblateArgs),
     Report(report::ReportArgs),
     Simulate(simulate::SimulateArgs),
     Unpack(unpack::UnpackArgs),
@@ -192,6 +194,13 @@ impl StrategyArgs {
         self
     }
 
+    /// Whether it says how experts share types.
+    fn has_granularity(&self) -> bool {
+        use StrategyName::{PerExpert, UniformExperts};
+        let says = |s: &StrategyName| matches!(s, PerExpert | UniformExperts);
+        self.strategy.iter().any(says)
+    }
+
     fn granularity(&self) -> Result<Granularity> {
         let has = |name| self.strategy.contains(&name);
         match (
@@ -261,6 +270,19 @@ struct DataArgs {
     /// token; 0 measures nothing
     #[arg(long, value_name = "FACTOR", default_value_t = 4.0, value_parser = parse_effort)]
     sensitivity: f64,
+    /// Leave a stage of the analysis out, to see what it is worth: activation (1), mapping (2), correlation (3)
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    without: Vec<Stage>,
+    /// Do not fit the scales of experts and the routers to the quantized model: weights are then exactly those that
+    /// llama-quantize gives with the same types and importance data
+    #[arg(long)]
+    no_refit: bool,
+}
+
+impl DataArgs {
+    fn stages(&self) -> Stages {
+        Stages::without(&self.without)
+    }
 }
 
 fn parse_effort(text: &str) -> Result<f64, String> {
@@ -314,6 +336,7 @@ pub fn main() -> ExitCode {
             Command::Analyze(args) => analyze::run(args, &cli.global),
             Command::Plan(args) => plan::run(args, &cli.global),
             Command::Inspect(args) => inspect::run(args, &cli.global),
+            Command::Ablate(args) => ablate::run(args, &cli.global),
             Command::Compare(args) => compare::run(args, &cli.global),
             Command::Report(args) => report::run(args, &cli.global),
             Command::Simulate(args) => simulate::run(args, &cli.global),

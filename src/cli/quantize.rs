@@ -128,12 +128,14 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         n_threads: global.n_threads(),
         split_max_bytes: args.split_max_size,
     };
+    let refit = steps::refit(&source, &analysis, &plan, &importance, &args.data, global)?;
     let written = encode_mixed(
         &source.gguf,
         &metadata,
         &types,
         &mixture,
         &importance,
+        &refit,
         &args.output,
         &options,
         &global.progress(),

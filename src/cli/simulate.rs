@@ -53,6 +53,7 @@ pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
     );
     let analysis = steps::analysis(&source, &args.data, false, global)?;
     let importance = Importance::new(&analysis, Unreached::default());
+    let refit = steps::refit(&source, &analysis, &plan, &importance, &args.data, global)?;
     let kept: BTreeMap<String, GgmlType> = plan
         .tensors
         .iter()
@@ -69,6 +70,7 @@ pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
         &plan,
         out_type,
         &importance,
+        &refit,
         &args.output,
         &options,
         &global.progress(),

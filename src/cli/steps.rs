@@ -7,19 +7,22 @@ use anyhow::{Context, Result};
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions,
+    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions, Stage,
     Unreached, chunk_tokens,
 };
-use crate::encode::{EncodeReport, output_metadata, shard_layouts};
+use crate::encode::{EncodeReport, Refit, output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Plan, PlanInputs, plan_for};
+use crate::refit::{self, RefitOptions};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
 const ERROR_SAMPLE: u64 = 1 << 16;
+/// Tokens of the calibration text that an analysis keeps, for the refit.
+const SAMPLE_TOKENS: usize = 1 << 15;
 /// Tokens on which one tensor's effect is measured.
 const PROBE_TOKENS: std::ops::RangeInclusive<usize> = 512..=8192;
 
@@ -125,6 +128,9 @@ pub(super) fn analysis(
                 sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
         }
     }
+    if !args.stages().all() {
+        analysis = args.stages().apply(&analysis);
+    }
     if probes {
         complete_errors(source, &mut analysis, &Candidates::default(), global)?;
     }
@@ -199,6 +205,9 @@ fn collect(
         all.merge(&measured)?;
     }
     bar.finish();
+    let longest = chunks.by_domain.iter().flatten().map(Vec::len).max();
+    let n = SAMPLE_TOKENS / longest.unwrap_or(1).max(1);
+    all.sample.chunks = chunks.sample(n.max(1)).0;
     all.origin.architecture.clone_from(&source.view.arch);
     all.origin.model_digest.clone_from(&source.digest);
     all.origin.datasets.clone_from(&corpus.names);
@@ -451,6 +460,42 @@ pub(super) fn plan(
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)
+}
+
+/// Fits scales and routers to what a plan makes of the model, on the sample that the analysis holds; nothing where it
+/// holds none, where the model is another or where the arguments say so.
+pub(super) fn refit(
+    source: &Source,
+    analysis: &Analysis,
+    plan: &Plan,
+    importance: &Importance,
+    args: &DataArgs,
+    global: &Global,
+) -> Result<Refit> {
+    let stages = args.stages();
+    let options = RefitOptions {
+        scales: stages.has(Stage::Mapping),
+        routers: stages.has(Stage::Correlation),
+        n_threads: global.n_threads(),
+    };
+    if args.no_refit
+        || !source.view.is_moe()
+        || analysis.sample.chunks.is_empty()
+        || analysis.origin.model_digest != source.digest
+        || !(options.scales || options.routers)
+    {
+        return Ok(Refit::default());
+    }
+    let model = load(&source.gguf, &ModelOptions::default())?;
+    refit::refit(
+        &model,
+        &source.gguf,
+        plan,
+        importance,
+        &analysis.sample.chunks,
+        options,
+        &global.progress(),
+    )
 }
 
 /// A line for each file that was written.

@@ -12,6 +12,8 @@ use moqa_mixed::Layout;
 use serde::Serialize;
 
 use super::pipeline::ordered_parallel;
+use super::refit::Refit;
+use super::rescale::{can_rescale, rescale};
 use crate::analysis::Importance;
 use crate::ggml;
 use crate::gguf::{
@@ -150,12 +152,21 @@ pub fn encode(
 ) -> Result<EncodeReport> {
     let stock = Mixture::default();
     encode_mixed(
-        source, metadata, types, &stock, importance, target, options, progress,
+        source,
+        metadata,
+        types,
+        &stock,
+        importance,
+        &Refit::default(),
+        target,
+        options,
+        progress,
     )
 }
 
 /// As [`encode`], with the experts of the tensors in `mixture` each in its type. `types` must be what
-/// [`Mixture::file_types`] gives, and `metadata` guarded ([`mixed::guard_metadata`]).
+/// [`Mixture::file_types`] gives, and `metadata` guarded ([`mixed::guard_metadata`]). What was fitted on the quantized
+/// model goes in.
 ///
 /// # Errors
 /// As [`encode`].
@@ -166,6 +177,7 @@ pub fn encode_mixed(
     types: &BTreeMap<String, GgmlType>,
     mixture: &Mixture,
     importance: &Importance,
+    refit: &Refit,
     target: &Path,
     options: &EncodeOptions,
     progress: &Progress,
@@ -174,7 +186,7 @@ pub fn encode_mixed(
         mixture.is_empty() || mixed::is_guarded(metadata),
         "a mixed file without its guard must not be written"
     );
-    let convert = |block: &Block<'_>| convert(source, block, importance);
+    let convert = |block: &Block<'_>| convert(source, block, importance, refit);
     write_blocks(
         source, metadata, types, mixture, target, options, progress, &convert,
     )
@@ -192,6 +204,7 @@ pub fn simulate(
     plan: &Plan,
     out_type: GgmlType,
     importance: &Importance,
+    refit: &Refit,
     target: &Path,
     options: &EncodeOptions,
     progress: &Progress,
@@ -207,9 +220,9 @@ pub fn simulate(
             .or(types.get(name))
             .copied();
         let Some(ty) = ty.filter(|ty| *ty != block.tensor.ty) else {
-            return convert(source, block, importance);
+            return convert(source, block, importance, refit);
         };
-        let coded = convert(source, &Block { ty, ..*block }, importance)?;
+        let coded = convert(source, &Block { ty, ..*block }, importance, refit)?;
         let n_in = block.tensor.ne(0);
         let mut values = vec![0f32; (n_in * block.n_rows) as usize];
         ggml::decode(ty, &coded, &mut values)?;
@@ -440,6 +453,7 @@ fn convert<'a>(
     source: &'a Gguf,
     block: &Block<'_>,
     importance: &Importance,
+    refit: &Refit,
 ) -> Result<Cow<'a, [u8]>> {
     let tensor = block.tensor;
     let n_in = tensor.ne(0) as usize;
@@ -454,6 +468,19 @@ fn convert<'a>(
             first + block.n_rows as usize - 1
         )
     };
+    if let Some(router) = refit.routers.get(&tensor.name) {
+        let rows = first * n_in..(first + block.n_rows as usize) * n_in;
+        let values = router.get(rows).with_context(|| {
+            format!(
+                "{}: the router that was fitted is of another shape",
+                describe()
+            )
+        })?;
+        let row_bytes = block.ty.row_bytes(tensor.ne(0)).with_context(describe)?;
+        let mut out = vec![0u8; row_bytes as usize * block.n_rows as usize];
+        ggml::encode(block.ty, values, n_in, None, &mut out).with_context(describe)?;
+        return Ok(Cow::Owned(out));
+    }
     if block.ty == tensor.ty {
         ensure!(
             ggml::is_valid(tensor.ty, &src),
@@ -482,5 +509,8 @@ fn convert<'a>(
         &mut out,
     )
     .with_context(describe)?;
+    if can_rescale(block.ty) {
+        rescale(block.ty, &mut out, refit.scale(&tensor.name, expert))?;
+    }
     Ok(Cow::Owned(out))
 }

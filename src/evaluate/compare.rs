@@ -175,6 +175,10 @@ fn summarise(scores: &[Score], n_ctx: usize, n_chunks: usize) -> EvalReport {
         let reference_nll = of(&|r| r.nll);
         let mut kld = of(&|r| r.kld);
         let mean_kld = Estimate::of(&kld);
+        let kld_by_chunk = kld
+            .chunks(kld.len().div_ceil(n_chunks.max(1)).max(1))
+            .map(|c| c.iter().sum::<f64>() / c.len() as f64)
+            .collect();
         kld.sort_by(f64::total_cmp);
         let difference: Vec<f64> = nll.iter().zip(&reference_nll).map(|(a, b)| a - b).collect();
         let delta: f64 = nll
@@ -190,6 +194,7 @@ fn summarise(scores: &[Score], n_ctx: usize, n_chunks: usize) -> EvalReport {
             kld_99: percentile(&kld, 0.99),
             max_kld: percentile(&kld, 1.0),
             same_top: Estimate::of(&of(&|r| f64::from(u8::from(r.same_top)))),
+            kld_by_chunk,
             rms_delta_p: (delta / nll.len() as f64).sqrt(),
         }
     });

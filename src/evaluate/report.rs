@@ -67,6 +67,9 @@ pub struct Divergence {
     pub same_top: Estimate,
     /// Root of the mean squared difference of the right token's probability.
     pub rms_delta_p: f64,
+    /// Mean KL divergence of each chunk, for comparisons that pair them.
+    #[serde(skip)]
+    pub kld_by_chunk: Vec<f64>,
 }
 
 /// Value at `fraction` of the sorted values, linear between neighbours.

@@ -5,6 +5,7 @@
 //! moqa's plugin reads that, so a mixed file carries a guard: its `general.architecture` begins with
 //! [`GUARD`], which llama.cpp refuses. `docs/mixed-container.md` describes the whole.
 
+pub mod carrier;
 mod plain;
 mod read;
 mod stand_in;

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use moqa_mixed::Layout;
 
-use super::{GUARD, KEY_ARCHITECTURE, KEY_TENSORS, block, is_guarded, shape};
+use super::{GUARD, KEY_ARCHITECTURE, KEY_TENSORS, block, carrier, is_guarded, shape};
 use crate::gguf::{Array, GStringArray, GgmlType, Gguf, KEY_SPLIT_NO, Metadata};
-use crate::plan::carrier;
 
 /// The mixed tensors of a file to be written, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -34,10 +34,25 @@ fn prior(tensor: &TensorView, tied: bool) -> f64 {
     slope * early * PRIOR_ERROR
 }
 
+/// How the divergence of many errors together grows with their sum. Effects measured one tensor at a time add up to
+/// one and a half to two times what they do together, because errors that meet in one token mostly send it to other
+/// experts once. Taken together they behave as `D = (sum of D_i^(1/JOINT))^JOINT`: of 0.6, 0.7, 0.75, 0.8 and 1, values
+/// from 0.6 to 0.8 gave plans of the shipped model 4 to 9 % less divergence than 1, with no difference between them beyond noise.
+const JOINT: f64 = 0.75;
+
+/// What an effect adds to the sum in [`joint`]: the burden of a divergence, and of a divergence the burden.
+pub fn burden(divergence: f64) -> f64 {
+    divergence.max(0.0).powf(1.0 / JOINT)
+}
+
+/// The divergence that burdens have together.
+pub fn joint(burden: f64) -> f64 {
+    burden.max(0.0).powf(JOINT)
+}
+
 /// Predicts the mean KL divergence (nats per token) that a type costs for a tensor.
 ///
-/// Errors of different tensors are taken as independent, so that their divergences add up. What a tensor's error
-/// costs is measured: a probe gives the divergence of one tensor in one type. Between the probes of a tensor the
+/// What a tensor's error costs is measured: a probe gives the divergence of one tensor in one type. Between the probes of a tensor the
 /// divergence is interpolated against the error, both logarithmic; outside them the proportion of the nearest
 /// probe holds, or, where there is only one, a power of the error. A tensor without a probe costs what tensors of
 /// its class in the nearest measured layers would; where no layer of its class was measured, a prior by role,

@@ -131,6 +131,15 @@ pub fn solve(items: &[Vec<Choice>], budget: u64) -> Result<Solution, KnapsackErr
     solve_with(items, budget, &PASSES)
 }
 
+/// As [`solve`], without the search for the optimum: the relaxation rounded and improved by exchanges, in a time
+/// that grows little faster than the number of choices. The bound is the relaxation's.
+///
+/// # Errors
+/// As [`solve`].
+pub fn solve_quickly(items: &[Vec<Choice>], budget: u64) -> Result<Solution, KnapsackError> {
+    solve_with(items, budget, &[])
+}
+
 fn solve_with(
     items: &[Vec<Choice>],
     budget: u64,

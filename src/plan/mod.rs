@@ -1,8 +1,9 @@
 //! A type for every tensor under a byte budget.
 
 mod candidates;
-pub mod carrier;
+mod correlation;
 mod cost;
+mod experts;
 pub mod knapsack;
 mod recipe;
 mod solve;

@@ -1,17 +1,20 @@
 //! Choosing the types.
 
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
+use rayon::prelude::*;
 
 use super::candidates::Candidates;
-use super::cost::CostModel;
+use super::correlation::Pairs;
+use super::cost::{CostModel, burden, joint};
+use super::experts::{ExpertCosts, Packing, packings};
 use super::knapsack::{self, Choice, KnapsackError};
 use super::recipe::{Plan, TensorChoice};
 use crate::analysis::{Analysis, Importance};
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::mixed::{Mixture, guard_metadata};
 use crate::model::ModelView;
 
 /// How large the file may be.
@@ -78,14 +81,6 @@ pub fn plan_bytes(
         .sum())
 }
 
-/// Bytes that a mixed tensor needs beside its experts' blocks: a header with an entry an expert.
-fn mixed_header_bytes(n_expert: u64) -> u64 {
-    (MIXED_ALIGNMENT + 16 * n_expert).next_multiple_of(MIXED_ALIGNMENT)
-}
-
-/// Every expert of a mixed tensor begins at a multiple of this.
-const MIXED_ALIGNMENT: u64 = 64;
-
 /// Whether experts of one tensor share a type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Granularity {
@@ -96,94 +91,94 @@ pub enum Granularity {
     Expert,
 }
 
-/// What gets one type: a tensor, or one expert of it.
+/// A tensor with the ways to store it.
 struct Item<'a> {
     tensor: &'a TensorInfo,
-    expert: Option<usize>,
     types: Vec<GgmlType>,
-    /// What share of the tensor's output each of its matrices has: the same for all items of a tensor.
-    shares: Rc<[f64]>,
+    packings: Vec<Packing>,
 }
 
-impl<'a> Item<'a> {
-    fn of(
-        tensor: &'a TensorInfo,
-        types: Vec<GgmlType>,
-        granularity: Granularity,
-        analysis: &Analysis,
-    ) -> impl Iterator<Item = Item<'a>> {
-        let n_mat = tensor.dims.ne(2) as usize;
-        let experts: Vec<Option<usize>> = if granularity == Granularity::Expert && n_mat > 1 {
-            (0..n_mat).map(Some).collect()
-        } else {
-            vec![None]
-        };
-        let traffic = analysis.traffic(&tensor.name);
-        let shares = analysis.errors.shares(&tensor.name, &traffic);
-        let shares: Rc<[f64]> = shares.unwrap_or_default().into();
-        experts.into_iter().map(move |expert| Item {
-            tensor,
-            expert,
-            types: types.clone(),
-            shares: Rc::clone(&shares),
-        })
-    }
-
-    /// Bytes in a type, padding included.
-    fn bytes(&self, ty: GgmlType, alignment: u64) -> u64 {
-        let (rows, alignment) = match self.expert {
-            Some(_) => (self.tensor.dims.ne(1), MIXED_ALIGNMENT),
-            None => (self.tensor.n_rows(), alignment),
-        };
-        let row = ty.row_bytes(self.tensor.dims.ne(0));
-        row.map_or(u64::MAX, |row| (row * rows).next_multiple_of(alignment))
-    }
-
-    /// Expected divergence in a type, and the relative error behind it.
-    fn cost(&self, ty: GgmlType, analysis: &Analysis, costs: &CostModel) -> Result<(f64, f64)> {
-        let name = &self.tensor.name;
+/// What each matrix of a tensor costs in each type.
+fn expert_costs(
+    tensor: &TensorInfo,
+    types: &[GgmlType],
+    analysis: &Analysis,
+    costs: &CostModel,
+) -> Result<ExpertCosts> {
+    let name = &tensor.name;
+    let traffic = analysis.traffic(name);
+    let shares = analysis.errors.shares(name, &traffic).unwrap_or_default();
+    let errors = analysis.errors.tensor(name);
+    let mut out = ExpertCosts {
+        costs: vec![Vec::with_capacity(types.len()); shares.len()],
+        amplitudes: vec![Vec::with_capacity(types.len()); shares.len()],
+    };
+    for ty in types {
         let missing = || format!("tensor {name}: its error in {ty} was not measured");
-        let errors = analysis.errors.tensor(name).with_context(missing)?;
-        let of_matrix = errors.by_type.get(&ty).with_context(missing)?;
-        match self.expert {
-            None => {
-                let error = of_matrix
-                    .iter()
-                    .zip(&*self.shares)
-                    .map(|(r, s)| r * s)
-                    .sum();
-                Ok((costs.cost(name, error), error))
-            }
-            Some(e) => {
-                let error = *of_matrix.get(e).with_context(missing)?;
-                let share = *self.shares.get(e).with_context(missing)?;
-                // The expert's part of what the tensor would cost if all experts had this error.
-                Ok((share * costs.cost(name, error), error))
-            }
+        let of_matrix = errors
+            .and_then(|e| e.by_type.get(ty))
+            .with_context(missing)?;
+        for (e, share) in shares.iter().enumerate() {
+            let error = *of_matrix.get(e).with_context(missing)?;
+            let whole = burden(costs.cost(name, error));
+            out.costs[e].push(share * whole);
+            out.amplitudes[e].push((error * whole).sqrt());
         }
     }
+    Ok(out)
+}
+
+/// What experts of the tensor's layer do to each other's errors, if the analysis knows.
+fn pairs_of(tensor: &TensorInfo, analysis: &Analysis) -> Option<Pairs> {
+    let layer = crate::model::layer_of(&tensor.name)?;
+    let measured = analysis.coactivation.get(&layer)?;
+    if measured.n_expert as u64 != tensor.ne(2) {
+        return None;
+    }
+    Pairs::new(measured)
 }
 
 /// Expected divergence of a plan by an analysis, which may be of another mix of domains than it was made for.
 pub fn expected_divergence(plan: &Plan, analysis: &Analysis, costs: &CostModel) -> f64 {
     let of = |t: &TensorChoice| -> Option<f64> {
-        let traffic = analysis.traffic(&t.name);
-        if t.experts.is_empty() {
-            return Some(costs.cost(&t.name, analysis.errors.relative(&t.name, t.ty, &traffic)?));
-        }
         let errors = analysis.errors.tensor(&t.name)?;
-        let shares = analysis.errors.shares(&t.name, &traffic)?;
-        let each = t.experts.iter().zip(shares).enumerate();
-        each.map(|(e, (ty, share))| {
+        let shares = analysis
+            .errors
+            .shares(&t.name, &analysis.traffic(&t.name))?;
+        let each = shares.iter().enumerate().map(|(e, share)| {
+            let ty = t.experts.get(e).unwrap_or(&t.ty);
             let error = errors.by_type.get(ty)?.get(e)?;
-            Some(share * costs.cost(&t.name, *error))
-        })
-        .sum()
+            Some(share * burden(costs.cost(&t.name, *error)))
+        });
+        each.sum()
     };
-    plan.tensors.iter().filter_map(of).sum()
+    joint(plan.tensors.iter().filter_map(of).sum())
+}
+
+/// Bytes that the header of a file grows by when all of `tensors` are mixed.
+fn guard_bytes(source: &Gguf, tensors: &[&TensorInfo], records: &[(&str, String)]) -> Result<u64> {
+    let each = |t: &&TensorInfo| (t.name.clone(), vec![GgmlType::Q8_0; t.dims.ne(2) as usize]);
+    let fits = tensors
+        .iter()
+        .filter(|t| GgmlType::Q8_0.row_bytes(t.dims.ne(0)).is_some());
+    let mixture = Mixture::new(source, &fits.map(each).collect())?;
+    let types = BTreeMap::new();
+    let plain = output_metadata(source, &types, records);
+    let mut guarded = plain.clone();
+    guard_metadata(&mut guarded, &mixture);
+    let size = |metadata| -> Result<u64> {
+        let layouts = shard_layouts(source, metadata, &types, None)?;
+        Ok(layouts.iter().map(crate::gguf::GgufLayout::file_size).sum())
+    };
+    Ok(size(&guarded)?.saturating_sub(size(&plain)?))
 }
 
 /// Makes the plan with the smallest expected divergence within the budget.
+///
+/// The choice of a packing for every tensor is a multiple-choice knapsack over burdens ([`burden`]), solved exactly or
+/// with a stated bound. Where experts have types of their own, the packings of a tensor are the best mixtures for
+/// each size that a file can give it (its carriers), found by a knapsack within the tensor and exchanges that take in
+/// what experts do to each other's errors.
 ///
 /// # Errors
 /// The budget is below the smallest possible file, or the data cannot be used.
@@ -192,7 +187,7 @@ pub fn make_plan(
     budget: Budget,
     granularity: Granularity,
 ) -> Result<Plan> {
-    let source = inputs.source;
+    let (source, analysis) = (inputs.source, inputs.analysis);
     let choices = PlanInputs::choices(source, inputs.view, inputs.importance, inputs.candidates);
     if choices.is_empty() {
         bail!(
@@ -200,25 +195,22 @@ pub fn make_plan(
             source.paths()[0].display()
         );
     }
-    // What does not depend on the choice: metadata, tensors that keep their type, headers of mixed tensors.
+    // What does not depend on the choice: metadata, and tensors that keep their type.
     let alignment = source.alignment;
     let own: u64 = choices
         .iter()
         .map(|(t, _)| t.n_bytes().next_multiple_of(alignment))
         .sum();
-    let items: Vec<Item<'_>> = choices
-        .into_iter()
-        .flat_map(|(tensor, types)| Item::of(tensor, types, granularity, inputs.analysis))
-        .collect();
-    let headers: u64 = items
+    let mixable: Vec<&TensorInfo> = choices
         .iter()
-        .filter(|i| i.expert == Some(0))
-        .map(|i| mixed_header_bytes(i.tensor.dims.ne(2)))
-        .sum();
-    let fixed = plan_bytes(source, &BTreeMap::new(), inputs.records)? - own + headers;
+        .map(|(t, _)| *t)
+        .filter(|t| granularity == Granularity::Expert && t.dims.ne(2) > 1 && t.dims.ne(3) == 1)
+        .collect();
+    let guard = guard_bytes(source, &mixable, inputs.records)?;
+    let fixed = plan_bytes(source, &BTreeMap::new(), inputs.records)? - own + guard;
     let n_weights: u64 = source.tensors.iter().map(TensorInfo::n_elems).sum();
     let chosen: std::collections::BTreeSet<&str> =
-        items.iter().map(|i| i.tensor.name.as_str()).collect();
+        choices.iter().map(|(t, _)| t.name.as_str()).collect();
     let kept: u64 = source
         .tensors
         .iter()
@@ -231,27 +223,37 @@ pub fn make_plan(
         Budget::BitsPerWeight(bpw) => (bpw * n_weights as f64 / 8.0) as u64 + fixed - kept,
     };
 
-    let costs = CostModel::new(inputs.view, inputs.analysis);
-    let options: Vec<Vec<Choice>> = items
-        .iter()
-        .map(|item| {
-            let choice = |ty: &GgmlType| {
-                let (cost, _) = item.cost(*ty, inputs.analysis, &costs)?;
-                Ok(Choice {
-                    bytes: item.bytes(*ty, alignment),
-                    cost,
-                })
-            };
-            item.types.iter().map(choice).collect()
+    let costs = CostModel::new(inputs.view, analysis);
+    let items: Vec<Item<'_>> = choices
+        .into_par_iter()
+        .map(|(tensor, types)| {
+            let each = expert_costs(tensor, &types, analysis, &costs)?;
+            let pairs = pairs_of(tensor, analysis);
+            let mix = granularity == Granularity::Expert && tensor.ne(2) > 1 && tensor.ne(3) == 1;
+            let packings = packings(tensor, &types, &each, pairs.as_ref(), alignment, mix)?;
+            Ok(Item {
+                tensor,
+                types,
+                packings,
+            })
         })
         .collect::<Result<_>>()?;
-    let solution = match knapsack::solve(&options, budget_bytes.saturating_sub(fixed)) {
+    let options = |of: fn(&Packing) -> f64| -> Vec<Vec<Choice>> {
+        let choice = |p: &Packing| Choice {
+            bytes: p.bytes,
+            cost: of(p),
+        };
+        let packings = items.iter().map(|i| i.packings.iter());
+        packings.map(|p| p.map(choice).collect()).collect()
+    };
+    let room = budget_bytes.saturating_sub(fixed);
+    let solution = match knapsack::solve(&options(|p| p.cost), room) {
         Ok(s) => s,
         Err(KnapsackError::TooSmall { minimum, .. }) => bail!(
             "the budget of {} is too small: with the smallest allowed types the file has {}; allow more, or smaller types{}",
             crate::units::bytes(budget_bytes),
             crate::units::bytes(minimum.saturating_add(fixed)),
-            if inputs.analysis.weights.is_empty() {
+            if analysis.weights.is_empty() {
                 " (most types below 3 bits need importance data)"
             } else {
                 ""
@@ -259,46 +261,51 @@ pub fn make_plan(
         ),
         Err(e) => return Err(e.into()),
     };
+    let bounded = items
+        .iter()
+        .any(|i| i.packings.iter().any(|p| p.bound < p.cost));
+    let bound = if bounded {
+        knapsack::solve_quickly(&options(|p| p.bound), room)?.bound
+    } else {
+        solution.bound
+    };
 
+    let divergence = joint(solution.cost);
     let mut tensors: Vec<TensorChoice> = Vec::new();
     let mut data = kept;
-    for ((item, option), &pick) in items.iter().zip(&options).zip(&solution.picks) {
-        let ty = item.types[pick];
-        let rows = if item.expert.is_some() {
-            item.tensor.dims.ne(1)
-        } else {
-            item.tensor.n_rows()
-        };
-        let bytes = ty.row_bytes(item.tensor.dims.ne(0)).unwrap_or(0) * rows;
+    for (item, &pick) in items.iter().zip(&solution.picks) {
+        let packing = &item.packings[pick];
+        let types: Vec<GgmlType> = packing.picks.iter().map(|p| item.types[*p]).collect();
+        let ty = *types.first().context("a tensor without matrices")?;
+        let rows = item.tensor.n_rows() / types.len() as u64;
+        let row = |ty: &GgmlType| ty.row_bytes(item.tensor.ne(0)).unwrap_or(0) * rows;
+        let bytes = types.iter().map(row).sum();
         data += bytes;
-        let (_, error) = item.cost(ty, inputs.analysis, &costs)?;
-        match (item.expert, tensors.last_mut()) {
-            (Some(e), Some(last)) if e > 0 => {
-                last.experts.push(ty);
-                last.bytes += bytes;
-                last.cost += option[pick].cost;
-                last.error = last.error.max(error);
-            }
-            (expert, _) => tensors.push(TensorChoice {
-                name: item.tensor.name.clone(),
-                ty,
-                experts: expert.map(|_| ty).into_iter().collect(),
-                bytes,
-                error,
-                cost: option[pick].cost,
-            }),
-        }
-    }
-    for t in &mut tensors {
-        t.settle();
+        let errors = analysis.errors.tensor(&item.tensor.name);
+        let error = types
+            .iter()
+            .enumerate()
+            .filter_map(|(e, ty)| errors?.by_type.get(ty)?.get(e).copied())
+            .fold(0.0, f64::max);
+        let mut choice = TensorChoice {
+            name: item.tensor.name.clone(),
+            ty,
+            experts: types,
+            bytes,
+            error,
+            // Its part of what all do together.
+            cost: divergence * packing.cost / solution.cost.max(f64::MIN_POSITIVE),
+        };
+        choice.settle();
+        tensors.push(choice);
     }
     Ok(Plan {
         budget_bytes,
         file_bytes: fixed + solution.bytes,
         bpw: data as f64 * 8.0 / n_weights as f64,
-        objective: solution.cost,
-        bound: solution.bound,
-        exact: solution.exact,
+        objective: divergence,
+        bound: joint(bound),
+        exact: solution.exact && !bounded,
         tensors,
         ..Plan::default()
     })

@@ -1,0 +1,367 @@
+//! The passes over the sample that the fit needs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+
+use super::exchange::{quantized, type_of};
+use super::router::{Regression, Token, margin};
+use crate::analysis::Importance;
+use crate::encode::{Refit, can_rescale};
+use crate::ggml;
+use crate::gguf::{Gguf, TensorInfo};
+use crate::model::layer_of;
+use crate::plan::{Plan, TensorChoice};
+use crate::progress::{Bar, Progress};
+use crate::runtime::{Context, ContextOptions, Model, Node, Observer, WeightHandles};
+
+/// Tokens at which an expert's own energy counts as much as the agreement on no change.
+const PRIOR_TOKENS: f64 = 50.0;
+/// Factors outside are taken as a sign that something else is wrong.
+const RANGE: (f64, f64) = (0.8, 1.25);
+
+/// What is fitted.
+#[derive(Clone, Copy, Debug)]
+pub struct RefitOptions {
+    /// The scales of experts' matrices.
+    pub scales: bool,
+    /// The routers.
+    pub routers: bool,
+    /// Worker threads.
+    pub n_threads: usize,
+}
+
+/// Fits what [`Refit`] holds for `plan`, on `sample`: chunks of tokens. The model must be loaded without repacking,
+/// and is as before when this returns. Takes up to four passes over the sample, and as much memory as the quantized
+/// tensors (in float16 where experts have types of their own).
+///
+/// # Errors
+/// The model cannot be evaluated, or a tensor cannot be quantized.
+pub fn refit(
+    model: &Model,
+    source: &Gguf,
+    plan: &Plan,
+    importance: &Importance,
+    sample: &[Vec<i32>],
+    options: RefitOptions,
+    progress: &Progress,
+) -> Result<Refit> {
+    let mut refit = Refit::default();
+    let Some(len) = sample.iter().map(Vec::len).max() else {
+        return Ok(refit);
+    };
+    let mut handles = WeightHandles::find(model)?;
+    let tensors: Vec<(&TensorInfo, &TensorChoice)> = plan
+        .tensors
+        .iter()
+        .filter_map(|c| Some((source.tensor(&c.name)?, c)))
+        .filter(|(t, c)| handles.contains(&t.name) && (!c.experts.is_empty() || c.ty != t.ty))
+        .collect();
+    let experts: Vec<(&TensorInfo, &TensorChoice)> = tensors
+        .iter()
+        .filter(|(t, _)| options.scales && t.name.contains("_exps."))
+        .copied()
+        .collect();
+    // A projection that reads what others of the same experts give is fitted after them.
+    let (last, first): (Vec<_>, Vec<_>) = experts
+        .into_iter()
+        .partition(|(t, _)| t.name.contains("ffn_down_exps"));
+
+    let passes = 1
+        + usize::from(!first.is_empty())
+        + usize::from(!last.is_empty())
+        + usize::from(options.routers);
+    let bar = progress.bar("refit", (passes * sample.len()) as u64, "chunks");
+    let mut context_options =
+        ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
+    context_options.observable = true;
+    let mut bench = Bench {
+        n_seq: context_options.n_seq,
+        context: Context::new(model, context_options)?,
+        sample,
+        bar: &bar,
+    };
+
+    let mut original = Pass::default();
+    original.energies = names(&first).chain(names(&last)).collect();
+    original.keeps_logits = options.routers;
+    bench.run(&mut original)?;
+
+    let install = |handles: &mut WeightHandles<'_>,
+                   refit: &Refit,
+                   (tensor, choice): (&TensorInfo, &TensorChoice)| {
+        let (ty, bytes) = quantized(source, tensor, choice, refit, importance, options.n_threads)
+            .with_context(|| {
+            format!("{}: tensor {}", source.paths()[0].display(), tensor.name)
+        })?;
+        handles.replace(&tensor.name, ty, bytes)?;
+        anyhow::Ok(())
+    };
+    for &pair in &tensors {
+        install(&mut handles, &refit, pair)?;
+    }
+    for group in [&first, &last] {
+        if group.is_empty() {
+            continue;
+        }
+        let mut pass = Pass {
+            energies: names(group).collect(),
+            ..Pass::default()
+        };
+        bench.run(&mut pass)?;
+        for &(tensor, choice) in group {
+            let factors = factors(tensor, choice, &original, &pass);
+            refit.scales.insert(tensor.name.clone(), factors);
+            install(&mut handles, &refit, (tensor, choice))?;
+        }
+    }
+    if options.routers && !original.logits.is_empty() {
+        let mut fit = RouterPass::new(original.logits, source);
+        bench.run(&mut fit)?;
+        refit.routers = fit.finish(source)?;
+    }
+    bar.finish();
+    Ok(refit)
+}
+
+fn names<'a>(
+    group: &'a [(&'a TensorInfo, &'a TensorChoice)],
+) -> impl Iterator<Item = (String, Energy)> + 'a {
+    let empty = |t: &TensorInfo| Energy {
+        sums: vec![0.0; t.ne(2) as usize],
+        tokens: vec![0.0; t.ne(2) as usize],
+    };
+    group.iter().map(move |(t, _)| (t.name.clone(), empty(t)))
+}
+
+/// Factors that give each expert's outputs the mean square they have in the original.
+fn factors(tensor: &TensorInfo, choice: &TensorChoice, original: &Pass, now: &Pass) -> Vec<f32> {
+    let (Some(a), Some(b)) = (
+        original.energies.get(&tensor.name),
+        now.energies.get(&tensor.name),
+    ) else {
+        return Vec::new();
+    };
+    (0..a.sums.len())
+        .map(|e| {
+            let ty = type_of(choice, e);
+            let ratio = (a.sums[e] / a.tokens[e]) / (b.sums[e] / b.tokens[e]);
+            if ty == tensor.ty || !can_rescale(ty) || !(ratio.is_finite() && ratio > 0.0) {
+                return 1.0;
+            }
+            let n = a.tokens[e].min(b.tokens[e]);
+            let trust = n / (n + PRIOR_TOKENS);
+            (ratio.ln() / 2.0 * trust).exp().clamp(RANGE.0, RANGE.1) as f32
+        })
+        .collect()
+}
+
+struct Bench<'m, 's> {
+    context: Context<'m>,
+    n_seq: usize,
+    sample: &'s [Vec<i32>],
+    bar: &'s Bar,
+}
+
+impl Bench<'_, '_> {
+    fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        for alike in self.sample.chunk_by(|a, b| a.len() == b.len()) {
+            for group in alike.chunks(self.n_seq) {
+                let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
+                // Outputs of all positions, so that the last layer computes all tokens too.
+                self.context.evaluate(&sequences, 0, Some(&mut *observer))?;
+                self.bar.inc(group.len() as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Squares of an expert's outputs.
+#[derive(Default)]
+struct Energy {
+    sums: Vec<f64>,
+    tokens: Vec<f64>,
+}
+
+/// Energies of outputs by tensor, and what the routers said.
+#[derive(Default)]
+struct Pass {
+    energies: BTreeMap<String, Energy>,
+    keeps_logits: bool,
+    /// By router tensor: logits of all tokens, and experts used.
+    logits: BTreeMap<String, Vec<f32>>,
+}
+
+/// A matrix of router weights.
+fn is_router(name: &str) -> bool {
+    name.ends_with("ffn_gate_inp.weight")
+}
+
+impl Observer for Pass {
+    fn wants(&mut self, node: Node<'_>) -> bool {
+        let Some(weight) = node.src(0) else {
+            return false;
+        };
+        node.is_f32()
+            && (node.is_mul_mat_id() && self.energies.contains_key(weight.name())
+                || self.keeps_logits && node.is_mul_mat() && is_router(weight.name()))
+    }
+
+    fn observe(&mut self, node: Node<'_>) {
+        let Some(weight) = node.src(0) else { return };
+        if !node.is_mul_mat_id() {
+            let kept = self.logits.entry(weight.name().to_owned()).or_default();
+            for token in 0..node.ne()[1] {
+                kept.extend(node.row_f32(token, 0, 0).into_iter().flatten());
+            }
+            return;
+        }
+        let (Some(energy), Some(ids)) = (self.energies.get_mut(weight.name()), node.src(2)) else {
+            return;
+        };
+        let [_, n_used, n_tokens, _] = node.ne();
+        for token in 0..n_tokens {
+            let Some(ids) = ids.row_i32(token, 0, 0) else {
+                return;
+            };
+            for (slot, &id) in ids.iter().enumerate().take(n_used) {
+                if let (Some(row), true) = (
+                    node.row_f32(slot, token, 0),
+                    (id as usize) < energy.sums.len(),
+                ) {
+                    let square: f32 = row.iter().map(|v| v * v).sum();
+                    energy.sums[id as usize] += f64::from(square);
+                    energy.tokens[id as usize] += 1.0;
+                }
+            }
+        }
+    }
+}
+
+/// The pass that fits the routers.
+struct RouterPass {
+    /// By router tensor.
+    fits: BTreeMap<String, RouterFit>,
+}
+
+struct RouterFit {
+    /// The original's logits of all tokens.
+    wanted: Vec<f32>,
+    n_expert: usize,
+    /// What each token counts.
+    weights: Vec<f64>,
+    /// Tokens seen.
+    at: usize,
+    regression: Option<Regression>,
+}
+
+impl RouterPass {
+    fn new(logits: BTreeMap<String, Vec<f32>>, source: &Gguf) -> Self {
+        let n_used = expert_used_count(source);
+        let fits = logits
+            .into_iter()
+            .filter_map(|(name, wanted)| {
+                let n_expert = source.tensor(&name)?.ne(1) as usize;
+                let margins: Vec<f64> = wanted
+                    .chunks_exact(n_expert)
+                    .map(|l| margin(l, n_used))
+                    .collect();
+                let mean = margins.iter().sum::<f64>() / margins.len().max(1) as f64;
+                // Nothing to fit where every expert is used, or where a margin is not a number.
+                if !(mean.is_finite() && mean > 0.0) {
+                    return None;
+                }
+                let typical = TYPICAL * mean;
+                let fit = RouterFit {
+                    n_expert,
+                    weights: margins.iter().map(|m| (-m / typical).exp()).collect(),
+                    at: 0,
+                    regression: None,
+                    wanted,
+                };
+                Some((name, fit))
+            })
+            .collect();
+        Self { fits }
+    }
+
+    fn finish(self, source: &Gguf) -> Result<BTreeMap<String, Vec<f32>>> {
+        let mut routers = BTreeMap::new();
+        for (name, fit) in self.fits {
+            let (Some(tensor), Some(regression)) = (source.tensor(&name), fit.regression) else {
+                continue;
+            };
+            if fit.at != fit.weights.len() || !ggml::can_decode(tensor.ty) {
+                continue;
+            }
+            let Some(add) = regression.solve() else {
+                continue;
+            };
+            let rows = source.rows(tensor, 0..tensor.n_rows())?;
+            let mut values = vec![0f32; add.len()];
+            ggml::decode(tensor.ty, &rows, &mut values)
+                .with_context(|| format!("tensor {name}"))?;
+            for (v, a) in values.iter_mut().zip(&add) {
+                *v += *a as f32;
+            }
+            routers.insert(name, values);
+        }
+        Ok(routers)
+    }
+}
+
+/// The margin at which a token counts `1/e`, as a share of the mean margin.
+const TYPICAL: f64 = 0.5;
+
+fn expert_used_count(source: &Gguf) -> usize {
+    let arch = source
+        .metadata
+        .get_str("general.architecture")
+        .unwrap_or("");
+    let key = format!("{arch}.expert_used_count");
+    source
+        .metadata
+        .get_u64(&key)
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(0)
+}
+
+impl Observer for RouterPass {
+    fn wants(&mut self, node: Node<'_>) -> bool {
+        node.is_mul_mat()
+            && node.is_f32()
+            && node
+                .src(0)
+                .is_some_and(|w| layer_of(w.name()).is_some() && self.fits.contains_key(w.name()))
+            && node.src(1).is_some_and(|x| x.is_f32())
+    }
+
+    fn observe(&mut self, node: Node<'_>) {
+        let (Some(weight), Some(x)) = (node.src(0), node.src(1)) else {
+            return;
+        };
+        let Some(fit) = self.fits.get_mut(weight.name()) else {
+            return;
+        };
+        let (n_in, n_tokens) = (x.ne()[0], x.ne()[1]);
+        let n = fit.n_expert;
+        let first = fit.at;
+        fit.at += n_tokens;
+        let tokens: Option<Vec<Token<'_>>> = (0..n_tokens)
+            .map(|i| {
+                Some(Token {
+                    input: x.row_f32(i, 0, 0)?,
+                    logits: node.row_f32(i, 0, 0)?,
+                    wanted: fit.wanted.get((first + i) * n..(first + i + 1) * n)?,
+                    weight: *fit.weights.get(first + i)?,
+                })
+            })
+            .collect();
+        if let Some(tokens) = tokens {
+            fit.regression
+                .get_or_insert_with(|| Regression::new(n_in, n))
+                .add(&tokens);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Fitting a router to the inputs that it gets in the quantized model.
+
+use rayon::prelude::*;
+
+/// Ridge, as a share of the mean of the Gram matrix's diagonal.
+const RIDGE: f64 = 0.01;
+/// Tokens that count less than this are passed over: they are far from any tie.
+const LEAST_WEIGHT: f64 = 0.02;
+
+/// The difference between the logits of the last expert that is used and the first that is not.
+pub(super) fn margin(logits: &[f32], n_used: usize) -> f64 {
+    let mut sorted = logits.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    match (sorted.get(n_used.wrapping_sub(1)), sorted.get(n_used)) {
+        (Some(a), Some(b)) => f64::from(a - b),
+        _ => f64::INFINITY,
+    }
+}
+
+/// Weighted sums over tokens for the regression of what a router should add.
+pub(super) struct Regression {
+    n_in: usize,
+    n_expert: usize,
+    /// `n_in x n_in`, of which the upper triangle is filled.
+    gram: Vec<f64>,
+    /// `n_expert x n_in`.
+    cross: Vec<f64>,
+}
+
+/// A token of the quantized model.
+pub(super) struct Token<'a> {
+    /// The router's input.
+    pub input: &'a [f32],
+    /// What the router says.
+    pub logits: &'a [f32],
+    /// What the original said.
+    pub wanted: &'a [f32],
+    /// How much it counts: `exp(-margin / typical margin)`.
+    pub weight: f64,
+}
+
+impl Regression {
+    pub(super) fn new(n_in: usize, n_expert: usize) -> Self {
+        Self {
+            n_in,
+            n_expert,
+            gram: vec![0.0; n_in * n_in],
+            cross: vec![0.0; n_expert * n_in],
+        }
+    }
+
+    /// Adds tokens; the result does not depend on the number of threads.
+    pub(super) fn add(&mut self, tokens: &[Token<'_>]) {
+        let tokens: Vec<&Token<'_>> = tokens.iter().filter(|t| t.weight >= LEAST_WEIGHT).collect();
+        let n = self.n_in;
+        self.gram
+            .par_chunks_mut(n)
+            .enumerate()
+            .for_each(|(i, row)| {
+                for t in &tokens {
+                    let x = t.weight * f64::from(t.input[i]);
+                    for (g, y) in row[i..].iter_mut().zip(&t.input[i..]) {
+                        *g += x * f64::from(*y);
+                    }
+                }
+            });
+        self.cross
+            .par_chunks_mut(n)
+            .enumerate()
+            .for_each(|(e, row)| {
+                for t in &tokens {
+                    let missing = t.weight * f64::from(t.wanted[e] - t.logits[e]);
+                    for (c, y) in row.iter_mut().zip(t.input) {
+                        *c += missing * f64::from(*y);
+                    }
+                }
+            });
+    }
+
+    /// What to add to the router's rows, `n_expert` rows of `n_in`; `None` where the sums do not determine it.
+    pub(super) fn solve(mut self) -> Option<Vec<f64>> {
+        let n = self.n_in;
+        let mean = (0..n).map(|i| self.gram[i * n + i]).sum::<f64>() / n as f64;
+        if !(mean.is_finite() && mean > 0.0) {
+            return None;
+        }
+        for i in 0..n {
+            self.gram[i * n + i] += RIDGE * mean;
+        }
+        // Cholesky, upper form: gram = Uᵀ U, row by row in place.
+        for i in 0..n {
+            let (above, rest) = self.gram.split_at_mut(i * n);
+            let row = &mut rest[..n];
+            for k in 0..i {
+                let u = above[k * n + i];
+                if u != 0.0 {
+                    for (r, a) in row[i..].iter_mut().zip(&above[k * n + i..(k + 1) * n]) {
+                        *r -= u * a;
+                    }
+                }
+            }
+            let pivot = row[i];
+            if !(pivot > 0.0) {
+                return None;
+            }
+            let root = pivot.sqrt();
+            for r in &mut row[i..] {
+                *r /= root;
+            }
+        }
+        let u = &self.gram;
+        self.cross.par_chunks_mut(n).for_each(|b| {
+            for i in 0..n {
+                let done = b[i] / u[i * n + i];
+                b[i] = done;
+                for (c, a) in b[i + 1..].iter_mut().zip(&u[i * n + i + 1..(i + 1) * n]) {
+                    *c -= done * a;
+                }
+            }
+            for i in (0..n).rev() {
+                let known: f64 = b[i + 1..]
+                    .iter()
+                    .zip(&u[i * n + i + 1..(i + 1) * n])
+                    .map(|(x, a)| x * a)
+                    .sum();
+                b[i] = (b[i] - known) / u[i * n + i];
+            }
+        });
+        debug_assert_eq!(self.cross.len(), n * self.n_expert);
+        self.cross
+            .iter()
+            .all(|x| x.is_finite())
+            .then_some(self.cross)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_difference_is_found() {
+        let (n_in, n_expert) = (24, 5);
+        let mut state = 7u64;
+        let mut noise = move || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            ((state >> 33) as f32 / 2f32.powi(30)) - 1.0
+        };
+        let truth: Vec<f32> = (0..n_in * n_expert).map(|_| noise()).collect();
+        let mut regression = Regression::new(n_in, n_expert);
+        for _ in 0..400 {
+            let input: Vec<f32> = (0..n_in).map(|_| noise()).collect();
+            let logits: Vec<f32> = (0..n_expert).map(|_| noise()).collect();
+            let wanted: Vec<f32> = (0..n_expert)
+                .map(|e| {
+                    let row = &truth[e * n_in..(e + 1) * n_in];
+                    logits[e] + row.iter().zip(&input).map(|(a, b)| a * b).sum::<f32>()
+                })
+                .collect();
+            regression.add(&[Token {
+                input: &input,
+                logits: &logits,
+                wanted: &wanted,
+                weight: 0.5,
+            }]);
+        }
+        let found = regression.solve().unwrap();
+        for (a, b) in found.iter().zip(&truth) {
+            assert!((a - f64::from(*b)).abs() < 0.03, "{a} {b}");
+        }
+        assert!(Regression::new(3, 2).solve().is_none());
+    }
+
+    #[test]
+    fn the_margin_is_between_the_last_used_and_the_first_unused() {
+        assert_eq!(margin(&[0.5, 3.0, 2.0, -1.0], 2), 1.5);
+        assert_eq!(margin(&[0.5, 3.0], 2), f64::INFINITY);
+        assert_eq!(margin(&[0.5], 0), f64::INFINITY);
+    }
+}
