@@ -389,6 +389,36 @@ fn strategies_report_and_comparison() {
     assert_eq!(row, 2.0 * router.counts[5]);
     assert_eq!(together.counts[5 * 16 + 5], router.counts[5]);
 
+    // What stage 1 found is shown.
+    let shown = json(&moqa_ok(&["inspect", s(&analysis), "--json"]));
+    let layer = &shown["layers"][3];
+    assert_eq!(layer["load_entropy"], router.load_entropy());
+    assert_eq!(layer["load_gini"], router.load_gini());
+    let divergence = known.domains[0].routers[&3].divergence(&known.domains[1].routers[&3]);
+    let mean = shown["domains"]["divergence"][0][1].as_f64().unwrap();
+    assert!(mean > 0.0 && mean < 6.0 * divergence / std::f64::consts::LN_2);
+    let mover = &shown["domains"]["movers"][1][0];
+    assert_ne!(mover["share"], mover["mean"]);
+    let bond = &shown["together"][3]["pairs"][0];
+    assert!(bond["lift"].as_f64().unwrap() > 1.0, "{bond}");
+    let text_shown = moqa_ok(&["inspect", s(&analysis)]);
+    for part in [
+        "entropy",
+        "Gini",
+        "divergence of the domains",
+        "science",
+        "times as often",
+    ] {
+        assert!(text_shown.contains(part), "{part}: {text_shown}");
+    }
+    let made_for = |line: &&str| !line.contains("blake3:") && !line.contains('/');
+    let widest = text_shown
+        .lines()
+        .filter(made_for)
+        .map(|l| l.chars().count())
+        .max();
+    assert!(widest.unwrap() <= 100, "{text_shown}");
+
     let plan = |name: &str, more: &[&str]| {
         let file = at(name);
         let base = [

@@ -5,6 +5,7 @@ mod collect;
 mod error;
 pub mod imatrix;
 mod importance;
+pub mod routing;
 mod sensitivity;
 mod stats;
 mod store;

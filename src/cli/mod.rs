@@ -12,6 +12,7 @@ mod report;
 mod run;
 mod simulate;
 mod steps;
+mod summary;
 mod tasks;
 mod unpack;
 

@@ -193,22 +193,10 @@ fn domains(analysis: &Analysis) -> Option<DomainShift> {
     if analysis.domains.len() < 2 {
         return None;
     }
-    let between = |a: &analysis::Domain, b: &analysis::Domain| {
-        let shared: Vec<f64> = a
-            .routers
-            .iter()
-            .filter_map(|(l, r)| Some(r.divergence(b.routers.get(l)?)))
-            .collect();
-        // In bits, so that 1 means no expert in common.
-        shared.iter().sum::<f64>() / shared.len().max(1) as f64 / std::f64::consts::LN_2
-    };
     let all = &analysis.domains;
     Some(DomainShift {
         names: all.iter().map(|d| d.name.clone()).collect(),
-        divergence: all
-            .iter()
-            .map(|a| all.iter().map(|b| between(a, b)).collect())
-            .collect(),
+        divergence: analysis::routing::domain_divergence(all),
         per_domain: all
             .iter()
             .map(|d| (d.name.clone(), d.routers.values().map(activation).collect()))
