@@ -401,6 +401,25 @@ fn strategies_report_and_comparison() {
     assert_ne!(mover["share"], mover["mean"]);
     let bond = &shown["together"][3]["pairs"][0];
     assert!(bond["lift"].as_f64().unwrap() > 1.0, "{bond}");
+    let down = &known.distributions["blk.3.ffn_down_exps.weight"];
+    assert_eq!(down.len(), 16);
+    assert!(
+        down.iter()
+            .all(|m| m.outlier_max >= m.outlier_mean && m.outlier_mean > 1.0)
+    );
+    assert!(down.iter().all(|m| (0.01..=1.0).contains(&m.concentration)));
+    let roles = shown["distribution"].as_array().unwrap();
+    let role = roles.iter().find(|r| r["role"] == "expert down").unwrap();
+    assert_eq!(role["matrices"], 96);
+    let all = known
+        .distributions
+        .iter()
+        .filter(|(name, _)| name.contains("ffn_down_exps"));
+    let worst = all
+        .flat_map(|(_, m)| m)
+        .map(|m| m.outlier_max)
+        .fold(0.0, f64::max);
+    assert_eq!(role["outlier"]["worst"], worst);
     let text_shown = moqa_ok(&["inspect", s(&analysis)]);
     for part in [
         "entropy",
@@ -408,10 +427,11 @@ fn strategies_report_and_comparison() {
         "divergence of the domains",
         "science",
         "times as often",
+        "kurtosis",
     ] {
         assert!(text_shown.contains(part), "{part}: {text_shown}");
     }
-    let made_for = |line: &&str| !line.contains("blake3:") && !line.contains('/');
+    let made_for = |line: &&str| !line.contains("blake3:") && !line.contains(".txt");
     let widest = text_shown
         .lines()
         .filter(made_for)

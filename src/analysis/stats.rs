@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
+use super::distribution::Distributions;
 use super::error::ErrorTable;
 use super::sensitivity::Probe;
 
@@ -321,6 +322,8 @@ pub struct Analysis {
     pub domains: Vec<Domain>,
     /// Relative output errors of tensors in types.
     pub errors: ErrorTable,
+    /// How the weights of tensors are distributed.
+    pub distributions: Distributions,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
 }
@@ -419,9 +422,11 @@ impl Analysis {
     pub fn merge(&mut self, other: &Analysis) -> Result<()> {
         if self.weights.is_empty() {
             self.errors.clone_from(&other.errors);
+            self.distributions.clone_from(&other.distributions);
         } else if !other.weights.is_empty() {
             // They were weighted by other statistics.
             self.errors = ErrorTable::default();
+            self.distributions.clear();
         }
         for (name, theirs) in &other.weights {
             match self.weights.get_mut(name) {

@@ -1,11 +1,13 @@
 //! An analysis in figures, as `inspect` and `analyze` show it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::analysis::Analysis;
 use crate::analysis::routing::{self, Bond, LayerLoad, Mover};
+use crate::analysis::{Analysis, Distributions, MatrixDistribution};
+use crate::model::Role;
 
 /// Experts listed for each domain.
 const MOVERS: usize = 3;
@@ -32,6 +34,11 @@ pub(super) struct AnalysisSummary {
     domains: Option<Domains>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     together: Vec<LayerBonds>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    distribution: Vec<RoleDistribution>,
+    /// Each tensor's, matrix by matrix.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    distributions: Distributions,
 }
 
 #[derive(Serialize)]
@@ -59,6 +66,30 @@ struct LayerBonds {
     pairs: Vec<Bond>,
 }
 
+/// How the weights of the tensors of a role are distributed.
+#[derive(Serialize)]
+struct RoleDistribution {
+    role: String,
+    /// Matrices: experts and ordinary weights.
+    matrices: usize,
+    /// Of a matrix's mean over rows; the worst by its maximum.
+    kurtosis: Spread,
+    /// Of a matrix's mean over rows; the worst by its maximum.
+    outlier: Spread,
+    concentration: Spread,
+}
+
+/// A figure over the matrices of a role.
+#[derive(Serialize)]
+struct Spread {
+    median: f64,
+    worst: f64,
+    worst_tensor: String,
+    /// The expert; absent for an ordinary weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst_expert: Option<usize>,
+}
+
 pub(super) fn summarise(a: &Analysis) -> AnalysisSummary {
     AnalysisSummary {
         architecture: a.origin.architecture.clone(),
@@ -79,6 +110,62 @@ pub(super) fn summarise(a: &Analysis) -> AnalysisSummary {
             .collect(),
         domains: domains(a),
         together: together(a),
+        distribution: distribution(a),
+        distributions: a.distributions.clone(),
+    }
+}
+
+fn distribution(a: &Analysis) -> Vec<RoleDistribution> {
+    let mut roles: BTreeMap<Role, Vec<Matrix<'_>>> = BTreeMap::new();
+    for (tensor, matrices) in &a.distributions {
+        let found = roles.entry(Role::of_name(tensor)).or_default();
+        for (i, figures) in matrices.iter().enumerate() {
+            found.push(Matrix {
+                tensor,
+                expert: (matrices.len() > 1).then_some(i),
+                figures,
+            });
+        }
+    }
+    roles
+        .into_iter()
+        .map(|(role, matrices)| RoleDistribution {
+            role: role.to_string(),
+            matrices: matrices.len(),
+            kurtosis: spread(&matrices, |m| m.kurtosis_mean, |m| m.kurtosis_max),
+            outlier: spread(&matrices, |m| m.outlier_mean, |m| m.outlier_max),
+            concentration: spread(&matrices, |m| m.concentration, |m| m.concentration),
+        })
+        .collect()
+}
+
+struct Matrix<'a> {
+    tensor: &'a str,
+    expert: Option<usize>,
+    figures: &'a MatrixDistribution,
+}
+
+/// The median of one figure and the matrix with the largest of another; there is at least one matrix.
+fn spread(
+    matrices: &[Matrix<'_>],
+    typical: fn(&MatrixDistribution) -> f64,
+    extreme: fn(&MatrixDistribution) -> f64,
+) -> Spread {
+    let mut values: Vec<f64> = matrices.iter().map(|m| typical(m.figures)).collect();
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    let worst = matrices.iter().reduce(|a, b| {
+        if extreme(b.figures) > extreme(a.figures) {
+            b
+        } else {
+            a
+        }
+    });
+    Spread {
+        median: (values[(n - 1) / 2] + values[n / 2]) / 2.0,
+        worst: worst.map_or(f64::NAN, |m| extreme(m.figures)),
+        worst_tensor: worst.map(|m| m.tensor.to_owned()).unwrap_or_default(),
+        worst_expert: worst.and_then(|m| m.expert),
     }
 }
 
@@ -165,6 +252,7 @@ impl AnalysisSummary {
             domains.write(&mut s);
         }
         self.write_together(&mut s);
+        self.write_distribution(&mut s);
         s
     }
 
@@ -202,6 +290,36 @@ impl AnalysisSummary {
                 s,
                 "rarely reached in layer {}: experts {:?}",
                 l.layer, l.rare
+            );
+        }
+    }
+
+    fn write_distribution(&self, s: &mut String) {
+        if self.distribution.is_empty() {
+            return;
+        }
+        s.push_str(
+            "\nweights: excess kurtosis of rows (0: normal), largest magnitude over the root mean square of a\n\
+             row, share of the output that the strongest 1 % of input channels have; median and worst\n\
+             role                 matrices    kurtosis        outlier         channels     worst outlier\n",
+        );
+        for r in &self.distribution {
+            let expert = r
+                .outlier
+                .worst_expert
+                .map_or(String::new(), |e| format!(" #{e}"));
+            let name = r.outlier.worst_tensor.trim_end_matches(".weight");
+            let _ = writeln!(
+                s,
+                "{:<20} {:>8} {:>6.2} {:>7.1} {:>7.1} {:>7.1} {:>6.1} {:>5.1} %  {name}{expert}",
+                r.role,
+                r.matrices,
+                r.kurtosis.median,
+                r.kurtosis.worst,
+                r.outlier.median,
+                r.outlier.worst,
+                r.concentration.median * 100.0,
+                r.concentration.worst * 100.0,
             );
         }
     }
