@@ -569,10 +569,20 @@ fn strategies_report_and_comparison() {
         assert!(html.contains(part), "{part}");
     }
 
+    let tasks = at("tasks.jsonl");
+    let make = ["tasks", "make", "--text", s(&science), "--count", "24"];
+    moqa_ok(&[&make[..], &["-o", s(&tasks), "-q"]].concat());
+    // Enough for some tasks.
+    let short = at("short.txt");
+    let words = std::fs::read_to_string(&science).unwrap();
+    let words: Vec<&str> = words.split(' ').take(900).collect();
+    std::fs::write(&short, words.join(" ")).unwrap();
     let compared = at("c.html");
     let points = json(&moqa_ok(&[
         "compare",
         s(&model),
+        "--tasks",
+        s(&tasks),
         "--analysis",
         s(&analysis),
         "--budgets",
@@ -595,18 +605,91 @@ fn strategies_report_and_comparison() {
         .iter()
         .map(|p| p["kind"].as_str().unwrap())
         .collect();
-    assert_eq!(kinds, ["preset", "moqa", "moqa per expert"]);
+    assert_eq!(kinds, ["original", "preset", "moqa", "moqa per expert"]);
     let of = |i: usize, what: &str| points[i][what].as_f64().unwrap();
-    assert!(of(1, "bytes") <= of(0, "bytes") && of(2, "bytes") <= of(0, "bytes"));
+    assert!(of(2, "bytes") <= of(1, "bytes") && of(3, "bytes") <= of(1, "bytes"));
     assert!(
-        of(1, "kld") < of(0, "kld") && of(2, "kld") < of(1, "kld"),
+        of(2, "kld") < of(1, "kld") && of(3, "kld") < of(2, "kld"),
         "{points}"
     );
-    assert!(
-        std::fs::read_to_string(&compared)
-            .unwrap()
-            .contains("Q3_K_M")
-    );
+    // Every figure of every row, where it can be measured.
+    for (i, kind) in kinds.iter().enumerate() {
+        assert!((of(i, "ppl") / of(0, "ppl") - of(i, "ppl_ratio")).abs() < 1e-3);
+        assert!((0.5..=1.0).contains(&of(i, "same_top")));
+        assert_eq!(points[i]["quantize_seconds"].is_null(), i == 0);
+        assert_eq!(points[i]["tokens_per_second"].is_null(), i == 3, "{kind}");
+    }
+    // The tasks are those of the file, and the accuracies those of `tasks run`.
+    let run = json(&moqa_ok(&[
+        "tasks",
+        "run",
+        s(&model),
+        "--tasks",
+        s(&tasks),
+        "--json",
+        "-q",
+    ]));
+    assert_eq!(points[0]["accuracy"], run["acc_norm"]["value"]);
+    assert_eq!(points[0]["accuracy_interval"][0], run["acc_norm"]["low"]);
+    assert_eq!(points[0]["tasks"], 24);
+    assert!(points[0].get("accuracy_tests").is_none());
+    let tests = |i: usize| points[i]["accuracy_tests"].as_array().unwrap();
+    let against = |i: usize| -> Vec<&str> {
+        let names = tests(i).iter().map(|t| t["against"].as_str().unwrap());
+        names.collect()
+    };
+    assert_eq!(against(1), ["original"]);
+    assert_eq!(against(2), ["original", "Q3_K_M"]);
+    for i in 1..4 {
+        let t = &tests(i)[0];
+        let difference = of(i, "accuracy") - of(0, "accuracy");
+        assert!((t["difference"].as_f64().unwrap() - difference).abs() < 1e-12);
+        assert!((0.0..=1.0).contains(&t["p_value"].as_f64().unwrap()));
+    }
+    let html = std::fs::read_to_string(&compared).unwrap();
+    for part in [
+        "Q3_K_M",
+        "Accuracy",
+        "against original",
+        "24 multiple-choice tasks",
+        "Tokens per second",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+
+    // Without a file tasks are cut out of the text; the table shows all that was measured.
+    let compare = |more: &[&str]| {
+        let base = [
+            "compare",
+            s(&model),
+            "--analysis",
+            s(&analysis),
+            "--budgets",
+            "Q3_K_M",
+            "--ctx",
+            "128",
+            "--eval-text",
+            s(&short),
+            "--eval-chunks",
+            "2",
+            "-q",
+        ];
+        moqa_ok(&[&base[..], more].concat())
+    };
+    let shown = compare(&[]);
+    for part in [
+        "PPL",
+        "KLD",
+        "quant s",
+        "tokens/s",
+        "right %",
+        "against Q3_K_M",
+        "cut out of the evaluation text",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let without = compare(&["--no-tasks"]);
+    assert!(!without.contains("right %") && without.contains("tokens/s"));
 }
 
 /// The program is refused by a message, not by an illegal instruction, where AVX2 is missing. Needs qemu-user.
