@@ -240,6 +240,11 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
                 role: role.into(),
                 ty: ty.into(),
                 bytes: (size * 6e4) as u64,
+                parts: if part == "ffn_down_exps" {
+                    vec![("q3_K".into(), 40_000), ("q6_K".into(), 20_000)]
+                } else {
+                    Vec::new()
+                },
                 error: 0.03 * random.next(),
                 cost: 1e-4 * random.next().powi(3),
             });
@@ -270,6 +275,7 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
         },
         generated_by: "moqa 0.1.0".into(),
         curve: Some(curve()),
+        curve_notes: vec!["accuracy on 200 tasks <of> some text".into()],
         experts: Some(ExpertGrid {
             layers: (0..layers).collect(),
             n_expert: experts,

@@ -279,6 +279,9 @@ pub struct TensorRow {
     pub ty: String,
     /// Bytes in that type.
     pub bytes: u64,
+    /// Where experts have types of their own: the types and their bytes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<(String, u64)>,
     /// Relative squared error of the tensor's outputs.
     #[serde(deserialize_with = "number")]
     pub error: f64,
