@@ -443,7 +443,7 @@ fn table(points: &[CurvePoint]) -> String {
         if compared {
             cells.push(match (against_preset(p, points), &p.budget) {
                 (Some(c), Some(b)) => {
-                    number(c, format!("{} <small>{}</small>", change(c), escape(b)))
+                    number(c, format!("{}<br/><small>{}</small>", change(c), escape(b)))
                 }
                 _ => number(f64::NAN, String::new()),
             });
@@ -458,7 +458,7 @@ fn table(points: &[CurvePoint]) -> String {
             let error = p.accuracy_error.filter(|e| e.is_finite() && *e > 0.0);
             let shown = match (p.accuracy_interval, error) {
                 (Some([low, high]), _) if v.is_finite() => format!(
-                    "{} <small>{} to {}</small>",
+                    "{}<br/><small>{} to {}</small>",
                     percent(v),
                     fixed(low * 100.0, 1),
                     fixed(high * 100.0, 1)
