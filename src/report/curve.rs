@@ -421,9 +421,10 @@ fn table(points: &[CurvePoint]) -> String {
     ]);
     for (there, name) in [
         (accuracy, "Accuracy"),
-        (tested, "its difference"),
         (time, "Quantized in"),
         (speed, "Tokens per second"),
+        // Wide, so last: the rest should be seen without scrolling.
+        (tested, "Difference of accuracy, points"),
     ] {
         if there {
             head.push((name, true));
@@ -470,12 +471,6 @@ fn table(points: &[CurvePoint]) -> String {
             };
             cells.push(number(v, shown));
         }
-        if tested {
-            let shown: Vec<String> = p.accuracy_tests.iter().map(difference).collect();
-            let first = p.accuracy_tests.first();
-            let key = first.map_or(f64::NAN, |t| t.difference);
-            cells.push(number(key, shown.join("<br/>")));
-        }
         if time {
             let v = p.quantize_seconds.unwrap_or(f64::NAN);
             cells.push(number(v, seconds(v)));
@@ -483,6 +478,12 @@ fn table(points: &[CurvePoint]) -> String {
         if speed {
             let v = p.tokens_per_second.unwrap_or(f64::NAN);
             cells.push(number(v, format::significant(v, 3)));
+        }
+        if tested {
+            let shown: Vec<String> = p.accuracy_tests.iter().map(difference).collect();
+            let first = p.accuracy_tests.first();
+            let key = first.map_or(f64::NAN, |t| t.difference);
+            cells.push(number(key, shown.join("<br/>")));
         }
         table.row(cells);
     }
