@@ -389,6 +389,56 @@ fn strategies_report_and_comparison() {
     assert_eq!(row, 2.0 * router.counts[5]);
     assert_eq!(together.counts[5 * 16 + 5], router.counts[5]);
 
+    // What stage 1 found is shown.
+    let shown = json(&moqa_ok(&["inspect", s(&analysis), "--json"]));
+    let layer = &shown["layers"][3];
+    assert_eq!(layer["load_entropy"], router.load_entropy());
+    assert_eq!(layer["load_gini"], router.load_gini());
+    let divergence = known.domains[0].routers[&3].divergence(&known.domains[1].routers[&3]);
+    let mean = shown["domains"]["divergence"][0][1].as_f64().unwrap();
+    assert!(mean > 0.0 && mean < 6.0 * divergence / std::f64::consts::LN_2);
+    let mover = &shown["domains"]["movers"][1][0];
+    assert_ne!(mover["share"], mover["mean"]);
+    let bond = &shown["together"][3]["pairs"][0];
+    assert!(bond["lift"].as_f64().unwrap() > 1.0, "{bond}");
+    let down = &known.distributions["blk.3.ffn_down_exps.weight"];
+    assert_eq!(down.len(), 16);
+    assert!(
+        down.iter()
+            .all(|m| m.outlier_max >= m.outlier_mean && m.outlier_mean > 1.0)
+    );
+    assert!(down.iter().all(|m| (0.01..=1.0).contains(&m.concentration)));
+    let roles = shown["distribution"].as_array().unwrap();
+    let role = roles.iter().find(|r| r["role"] == "expert down").unwrap();
+    assert_eq!(role["matrices"], 96);
+    let all = known
+        .distributions
+        .iter()
+        .filter(|(name, _)| name.contains("ffn_down_exps"));
+    let worst = all
+        .flat_map(|(_, m)| m)
+        .map(|m| m.outlier_max)
+        .fold(0.0, f64::max);
+    assert_eq!(role["outlier"]["worst"], worst);
+    let text_shown = moqa_ok(&["inspect", s(&analysis)]);
+    for part in [
+        "entropy",
+        "Gini",
+        "divergence of the domains",
+        "science",
+        "times as often",
+        "kurtosis",
+    ] {
+        assert!(text_shown.contains(part), "{part}: {text_shown}");
+    }
+    let made_for = |line: &&str| !line.contains("blake3:") && !line.contains(".txt");
+    let widest = text_shown
+        .lines()
+        .filter(made_for)
+        .map(|l| l.chars().count())
+        .max();
+    assert!(widest.unwrap() <= 100, "{text_shown}");
+
     let plan = |name: &str, more: &[&str]| {
         let file = at(name);
         let base = [
@@ -519,10 +569,20 @@ fn strategies_report_and_comparison() {
         assert!(html.contains(part), "{part}");
     }
 
+    let tasks = at("tasks.jsonl");
+    let make = ["tasks", "make", "--text", s(&science), "--count", "12"];
+    moqa_ok(&[&make[..], &["-o", s(&tasks), "-q"]].concat());
+    // Enough for some tasks.
+    let short = at("short.txt");
+    let words = std::fs::read_to_string(&science).unwrap();
+    let words: Vec<&str> = words.split(' ').take(900).collect();
+    std::fs::write(&short, words.join(" ")).unwrap();
     let compared = at("c.html");
     let points = json(&moqa_ok(&[
         "compare",
         s(&model),
+        "--tasks",
+        s(&tasks),
         "--analysis",
         s(&analysis),
         "--budgets",
@@ -545,18 +605,95 @@ fn strategies_report_and_comparison() {
         .iter()
         .map(|p| p["kind"].as_str().unwrap())
         .collect();
-    assert_eq!(kinds, ["preset", "moqa", "moqa per expert"]);
+    assert_eq!(kinds, ["original", "preset", "moqa", "moqa per expert"]);
     let of = |i: usize, what: &str| points[i][what].as_f64().unwrap();
-    assert!(of(1, "bytes") <= of(0, "bytes") && of(2, "bytes") <= of(0, "bytes"));
+    assert!(of(2, "bytes") <= of(1, "bytes") && of(3, "bytes") <= of(1, "bytes"));
     assert!(
-        of(1, "kld") < of(0, "kld") && of(2, "kld") < of(1, "kld"),
+        of(2, "kld") < of(1, "kld") && of(3, "kld") < of(2, "kld"),
         "{points}"
     );
-    assert!(
-        std::fs::read_to_string(&compared)
-            .unwrap()
-            .contains("Q3_K_M")
-    );
+    // Every figure of every row, where it can be measured.
+    for (i, kind) in kinds.iter().enumerate() {
+        assert!((of(i, "ppl") / of(0, "ppl") - of(i, "ppl_ratio")).abs() < 1e-3);
+        assert!((0.5..=1.0).contains(&of(i, "same_top")));
+        assert_eq!(points[i]["quantize_seconds"].is_null(), i == 0);
+        assert_eq!(points[i]["tokens_per_second"].is_null(), i == 3, "{kind}");
+    }
+    // The tasks are those of the file, and the accuracies those of `tasks run`.
+    let run = json(&moqa_ok(&[
+        "tasks",
+        "run",
+        s(&model),
+        "--tasks",
+        s(&tasks),
+        "--json",
+        "-q",
+    ]));
+    assert_eq!(points[0]["accuracy"], run["acc_norm"]["value"]);
+    assert_eq!(points[0]["accuracy_interval"][0], run["acc_norm"]["low"]);
+    assert_eq!(points[0]["tasks"], 12);
+    assert!(points[0].get("accuracy_tests").is_none());
+    let tests = |i: usize| points[i]["accuracy_tests"].as_array().unwrap();
+    let against = |i: usize| -> Vec<&str> {
+        let names = tests(i).iter().map(|t| t["against"].as_str().unwrap());
+        names.collect()
+    };
+    assert_eq!(against(1), ["original"]);
+    assert_eq!(against(2), ["original", "Q3_K_M"]);
+    for i in 1..4 {
+        let t = &tests(i)[0];
+        let difference = of(i, "accuracy") - of(0, "accuracy");
+        assert!((t["difference"].as_f64().unwrap() - difference).abs() < 1e-12);
+        assert!((0.0..=1.0).contains(&t["p_value"].as_f64().unwrap()));
+    }
+    let html = std::fs::read_to_string(&compared).unwrap();
+    for part in [
+        "Q3_K_M",
+        "Accuracy",
+        "against original",
+        "12 multiple-choice tasks",
+        "Tokens per second",
+    ] {
+        assert!(html.contains(part), "{part}");
+    }
+
+    // Without a file tasks are cut out of the text; the table shows all that was measured.
+    let shown = moqa_ok(&[
+        "compare",
+        s(&model),
+        "--analysis",
+        s(&analysis),
+        "--budgets",
+        "Q3_K_M",
+        "--ctx",
+        "128",
+        "--eval-text",
+        s(&short),
+        "--eval-chunks",
+        "2",
+        "-q",
+    ]);
+    for part in [
+        "PPL",
+        "KLD",
+        "quant s",
+        "tokens/s",
+        "right %",
+        "against Q3_K_M",
+        "cut out of the evaluation text",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let both = moqa(&[
+        "compare",
+        s(&model),
+        "--eval-text",
+        "x",
+        "--tasks",
+        "x",
+        "--no-tasks",
+    ]);
+    assert_eq!(both.status.code(), Some(2));
 }
 
 /// The program is refused by a message, not by an illegal instruction, where AVX2 is missing. Needs qemu-user.

@@ -1,8 +1,8 @@
 //! The report as a page: whole, self-contained, harmless and small.
 
 use moqa::report::{
-    AblationBar, Coactivation, CurvePoint, DomainShift, ExpertGrid, Grid, ModelInfo, PairMeasure,
-    PointKind, ReportData, TensorRow, render,
+    AblationBar, AccuracyTest, Coactivation, CurvePoint, DomainShift, ExpertGrid, Grid, ModelInfo,
+    PairMeasure, PointKind, ReportData, TensorRow, render,
 };
 
 /// A reproducible sequence of numbers from 0 to 1.
@@ -48,6 +48,21 @@ const PRESETS: [(&str, u64, f64, f64, f64); 8] = [
     ("Q6_K", 17_555_616, 0.00186, 1.0004, 0.974),
 ];
 
+fn tests(kind: PointKind, budget: Option<&str>) -> Vec<AccuracyTest> {
+    let test = |against: &str, difference: f64, p_value: f64| AccuracyTest {
+        against: against.into(),
+        difference,
+        interval: [difference - 0.02, difference + 0.02],
+        p_value,
+        same_choice: 0.93,
+    };
+    match (kind, budget) {
+        (PointKind::Original, _) => Vec::new(),
+        (_, None) => vec![test("original", -0.015, 0.0004)],
+        (_, Some(preset)) => vec![test("original", -0.01, 0.344), test(preset, 0.005, 1.0)],
+    }
+}
+
 fn curve() -> Vec<CurvePoint> {
     let point =
         |label: &str, kind, budget: Option<&str>, bytes: u64, kld: f64, ratio: f64, same: f64| {
@@ -64,11 +79,23 @@ fn curve() -> Vec<CurvePoint> {
                 same_top: same,
                 accuracy: (kind != PointKind::MoqaPerExpert).then_some(0.612 - kld),
                 accuracy_error: Some(0.011),
+                accuracy_interval: (kind == PointKind::Moqa).then_some([0.54, 0.67]),
+                tasks: Some(200),
+                accuracy_tests: tests(kind, budget),
                 quantize_seconds: Some(bytes as f64 / 2e6),
                 tokens_per_second: Some(4e9 / bytes as f64),
             }
         };
-    let mut points = Vec::new();
+    let original = point(
+        "original",
+        PointKind::Original,
+        None,
+        42_449_888,
+        0.0,
+        1.0,
+        1.0,
+    );
+    let mut points = vec![original];
     for (i, (name, bytes, kld, ratio, same)) in PRESETS.into_iter().enumerate() {
         // Made up; the last one loses.
         let factor = if i == 7 { 1.02 } else { 0.72 + 0.02 * i as f64 };
@@ -213,6 +240,11 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
                 role: role.into(),
                 ty: ty.into(),
                 bytes: (size * 6e4) as u64,
+                parts: if part == "ffn_down_exps" {
+                    vec![("q3_K".into(), 40_000), ("q6_K".into(), 20_000)]
+                } else {
+                    Vec::new()
+                },
                 error: 0.03 * random.next(),
                 cost: 1e-4 * random.next().powi(3),
             });
@@ -243,6 +275,7 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
         },
         generated_by: "moqa 0.1.0".into(),
         curve: Some(curve()),
+        curve_notes: vec!["accuracy on 200 tasks <of> some text".into()],
         experts: Some(ExpertGrid {
             layers: (0..layers).collect(),
             n_expert: experts,
@@ -542,6 +575,15 @@ fn senseless_values_are_shown_as_missing() {
                 same_top: w,
                 accuracy: Some(v),
                 accuracy_error: Some(w),
+                accuracy_interval: Some([v, w]),
+                tasks: Some(usize::MAX),
+                accuracy_tests: vec![AccuracyTest {
+                    against: "x".repeat(90),
+                    difference: v,
+                    interval: [v, w],
+                    p_value: w,
+                    same_choice: v,
+                }],
                 quantize_seconds: Some(v),
                 tokens_per_second: Some(w),
                 budget: Some("x".repeat(90)),

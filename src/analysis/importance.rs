@@ -14,7 +14,8 @@ pub struct Importance {
 /// What stands in for the importance of an expert that no calibration token reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Unreached {
-    /// The mean over the layer's experts that were reached.
+    /// The mean over the layer's experts that were reached; it also stands beside the few tokens of an expert that was
+    /// hardly reached.
     #[default]
     Pooled,
     /// Ones, as llama-quantize does.
@@ -54,6 +55,11 @@ impl Importance {
     }
 }
 
+/// Fewer tokens than this are not trusted alone.
+const FEW: f32 = 64.0;
+/// How many tokens the mean over the layer's experts counts as, for an expert with few of its own.
+const PRIOR: f32 = 8.0;
+
 fn channel_means(stats: &WeightStats, unreached: Unreached) -> Vec<f32> {
     let (n, n_mat) = (stats.n_in, stats.n_mat());
     let mut out = vec![1.0f32; n * n_mat];
@@ -70,7 +76,16 @@ fn channel_means(stats: &WeightStats, unreached: Unreached) -> Vec<f32> {
         .collect();
     for (m, dst) in out.chunks_exact_mut(n).enumerate() {
         let count = stats.count(m) as f32;
-        if count > 0.0 {
+        if count > 0.0 && count < FEW && unreached == Unreached::Pooled && n_mat > 1 {
+            // A few tokens say something about an expert, the layer's other tokens the rest.
+            for ((d, s), p) in dst
+                .iter_mut()
+                .zip(&stats.sum_sq[m * n..(m + 1) * n])
+                .zip(&pooled)
+            {
+                *d = (s + PRIOR * p) / (count + PRIOR);
+            }
+        } else if count > 0.0 {
             // Division in float32, as llama-quantize does it, so that equal statistics give equal files.
             for (d, s) in dst.iter_mut().zip(&stats.sum_sq[m * n..(m + 1) * n]) {
                 *d = s / count;

@@ -2,9 +2,11 @@
 
 pub mod calibration;
 mod collect;
+mod distribution;
 mod error;
 pub mod imatrix;
 mod importance;
+pub mod routing;
 mod sensitivity;
 mod stages;
 mod stats;
@@ -12,6 +14,9 @@ mod store;
 mod text;
 
 pub use collect::{CollectOptions, collect};
+pub use distribution::{
+    Distributions, MatrixDistribution, complete_distributions, measure_distributions,
+};
 pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};

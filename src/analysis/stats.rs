@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
+use super::distribution::Distributions;
 use super::error::ErrorTable;
 use super::sensitivity::Probe;
 
@@ -362,6 +363,8 @@ pub struct Analysis {
     pub domains: Vec<Domain>,
     /// Relative output errors of tensors in types.
     pub errors: ErrorTable,
+    /// How the weights of tensors are distributed.
+    pub distributions: Distributions,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
     /// Part of the calibration text, for what can only be measured on a quantized model.
@@ -476,9 +479,11 @@ impl Analysis {
     pub fn merge(&mut self, other: &Analysis) -> Result<()> {
         if self.weights.is_empty() {
             self.errors.clone_from(&other.errors);
+            self.distributions.clone_from(&other.distributions);
         } else if !other.weights.is_empty() {
             // They were weighted by other statistics.
             self.errors = ErrorTable::default();
+            self.distributions.clear();
         }
         for (name, theirs) in &other.weights {
             match self.weights.get_mut(name) {

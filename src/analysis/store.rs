@@ -4,7 +4,8 @@
 //! `NAME.in_sum2` [n_in, n_mat] and `NAME.in_sum` in F32 and `NAME.counts` [1, n_counts] in F64; those of
 //! routers are `moqa.router.N.{counts,gate_mass,gate_mass_sq}` [n_expert] in F64 with the keys
 //! `moqa.router.N.{tokens,n_used}`; measured effects and errors are parallel
-//! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.*` (see [`set_errors`]).
+//! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.*` (see [`set_errors`]). The optional arrays
+//! `moqa.distribution.*` hold the distributions of weights (see [`set_distributions`]).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::distribution::{Distributions, MatrixDistribution};
 use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
 use super::sensitivity::Probe;
@@ -49,6 +51,8 @@ const SAMPLE: &str = "moqa.sample";
 const KEY_DOMAINS: &str = "moqa.domains";
 /// Relative output errors.
 const ERRORS: &str = "moqa.errors";
+/// Distributions of weights; older files have none.
+const DISTRIBUTION: &str = "moqa.distribution";
 
 /// Saves an analysis. The file appears only once it is complete; equal analyses give equal files.
 ///
@@ -150,6 +154,9 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         format!("{SAMPLE}.lengths"),
         Value::Array(Array::U64(lengths)),
     );
+    if !analysis.distributions.is_empty() {
+        set_distributions(&mut meta, &analysis.distributions);
+    }
     meta.set(
         KEY_DOMAINS,
         strings(&mut analysis.domains.iter().map(|d| d.name.as_str())),
@@ -250,6 +257,16 @@ fn check(analysis: &Analysis) -> Result<()> {
         ensure!(
             r.gate_mass.iter().all(|v| v.is_finite()),
             "router of layer {layer}: a value is not finite"
+        );
+    }
+    for (name, matrices) in &analysis.distributions {
+        ensure!(
+            !matrices.is_empty()
+                && matrices
+                    .iter()
+                    .flat_map(|m| m.to_array())
+                    .all(f64::is_finite),
+            "distribution of {name}: nothing, or a value that is not finite"
         );
     }
     for p in &analysis.probes {
@@ -455,6 +472,62 @@ fn errors(meta: &Metadata) -> Result<ErrorTable> {
     Ok(table)
 }
 
+/// Stores distributions: the tensors' names and numbers of matrices, and the figures of all matrices one after
+/// another, each in the order of [`MatrixDistribution`]'s fields.
+fn set_distributions(meta: &mut Metadata, table: &Distributions) {
+    let names: GStringArray = table.keys().map(|n| n.as_bytes()).collect();
+    let n_mat = table.values().map(|m| m.len() as u64).collect();
+    let values = table.values().flatten().flat_map(|m| m.to_array());
+    for (what, array) in [
+        ("tensor", Array::Str(names)),
+        ("n_mat", Array::U64(n_mat)),
+        ("value", Array::F64(values.collect())),
+    ] {
+        meta.set(format!("{DISTRIBUTION}.{what}"), Value::Array(array));
+    }
+}
+
+/// Reads what [`set_distributions`] stored, if it is there.
+fn distributions(meta: &Metadata) -> Result<Distributions> {
+    let key = |what: &str| format!("{DISTRIBUTION}.{what}");
+    let wrong = |what: &str| format!("key {} is missing or contradicts the others", key(what));
+    let mut table = Distributions::new();
+    if meta.get(&key("tensor")).is_none() {
+        return Ok(table);
+    }
+    let names = meta
+        .get_array(&key("tensor"))
+        .and_then(Array::as_strings)
+        .with_context(|| wrong("tensor"))?;
+    let Some(Array::U64(n_mat)) = meta.get_array(&key("n_mat")) else {
+        bail!(wrong("n_mat"))
+    };
+    let Some(Array::F64(values)) = meta.get_array(&key("value")) else {
+        bail!(wrong("value"))
+    };
+    ensure!(names.len() == n_mat.len(), wrong("n_mat"));
+    ensure!(values.iter().all(|v| v.is_finite()), wrong("value"));
+    let (matrices, rest) = values.as_chunks::<{ MatrixDistribution::N }>();
+    ensure!(rest.is_empty(), wrong("value"));
+    let mut matrices = matrices.iter().map(|v| MatrixDistribution::from_array(*v));
+    for (name, n) in names.iter().zip(n_mat) {
+        let name = std::str::from_utf8(name)
+            .ok()
+            .with_context(|| wrong("tensor"))?;
+        let n = usize::try_from(*n)
+            .ok()
+            .filter(|n| *n <= matrices.len())
+            .with_context(|| wrong("n_mat"))?;
+        let own: Vec<MatrixDistribution> = matrices.by_ref().take(n).collect();
+        ensure!(
+            !own.is_empty() && table.insert(name.to_owned(), own).is_none(),
+            wrong("tensor")
+        );
+    }
+    ensure!(matrices.len() == 0, wrong("value"));
+    Ok(table)
+}
+
 /// Reads what [`set_measurements`] stored.
 fn measurements<'a>(meta: &'a Metadata, prefix: &str) -> Result<Vec<(&'a str, GgmlType, f64)>> {
     let wrong = |what: &str| format!("key {prefix}.{what} is missing or of the wrong type");
@@ -594,6 +667,7 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         });
     }
     analysis.errors = errors(meta).context(ADVICE)?;
+    analysis.distributions = distributions(meta).context(ADVICE)?;
 
     for layer in analysis.routers.keys() {
         let name = router_name(*layer, TOGETHER);
@@ -660,4 +734,65 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
     );
     check(&analysis).context(ADVICE)?;
     Ok(analysis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distributions_are_kept_and_may_be_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.moqa");
+        let one = |v: f64| MatrixDistribution::from_array([v, v + 1.0, v + 2.0, v + 3.0, 0.125]);
+        let mut analysis = Analysis {
+            distributions: Distributions::from([
+                ("blk.0.attn_q.weight".into(), vec![one(-1.2)]),
+                ("blk.0.ffn_up_exps.weight".into(), vec![one(0.5), one(7.0)]),
+            ]),
+            ..Analysis::default()
+        };
+        save(&path, &analysis).unwrap();
+        assert_eq!(load(&path).unwrap(), analysis);
+
+        let damaged = |change: fn(&mut Metadata)| {
+            let mut meta = Gguf::open(&path).unwrap().metadata;
+            change(&mut meta);
+            distributions(&meta).unwrap_err().to_string()
+        };
+        let key = |what: &str| format!("{DISTRIBUTION}.{what}");
+        let counts = damaged(|m| {
+            m.set(
+                "moqa.distribution.n_mat",
+                Value::Array(Array::U64(vec![1, u64::MAX])),
+            );
+        });
+        assert!(counts.contains(&key("n_mat")), "{counts}");
+        let short = damaged(|m| {
+            m.set(
+                "moqa.distribution.value",
+                Value::Array(Array::F64(vec![0.0; 14])),
+            );
+        });
+        assert!(short.contains(&key("value")), "{short}");
+        let nan = damaged(|m| {
+            m.set(
+                "moqa.distribution.value",
+                Value::Array(Array::F64(vec![f64::NAN; 15])),
+            );
+        });
+        assert!(nan.contains(&key("value")), "{nan}");
+
+        // A file without them, as older versions wrote it.
+        analysis.distributions.clear();
+        save(&path, &analysis).unwrap();
+        assert!(
+            Gguf::open(&path)
+                .unwrap()
+                .metadata
+                .get(&key("tensor"))
+                .is_none()
+        );
+        assert_eq!(load(&path).unwrap(), analysis);
+    }
 }

@@ -5,7 +5,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
-use super::{BudgetArgs, DataArgs, Global, StrategyArgs, steps};
+use super::zero_shot::{self, TaskArgs, TaskSet};
+use super::{BudgetArgs, DataArgs, Global, StrategyArgs, speed, steps};
 use crate::analysis::{Analysis, Corpus, Importance, TextPath, Unreached, chunk_tokens};
 use crate::encode::{EncodeOptions, encode_mixed, output_metadata, simulate};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, LogitsWriter, Reference, evaluate};
@@ -15,6 +16,7 @@ use crate::output::{Scratch, check_writable, write_file};
 use crate::plan::Plan;
 use crate::report::{CurvePoint, PointKind, ReportData, render};
 use crate::runtime::{Model, ModelOptions, Preset, write_preset};
+use crate::tasks::TaskReport;
 
 /// Compare our plans with llama.cpp's presets at no more bytes
 ///
@@ -39,6 +41,8 @@ pub(super) struct CompareArgs {
     /// Evaluate at most this many chunks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     eval_chunks: Option<u32>,
+    #[command(flatten)]
+    tasks: TaskArgs,
     /// Also plan a type for each expert, and measure that plan simulated
     #[arg(long)]
     per_expert: bool,
@@ -54,6 +58,9 @@ pub(super) struct CompareArgs {
     data: DataArgs,
 }
 
+/// The model as it is, in tables.
+const ORIGINAL: &str = "original";
+
 /// What all measurements of a comparison share.
 struct Bench<'a> {
     source: &'a steps::Source,
@@ -64,6 +71,10 @@ struct Bench<'a> {
     folder: &'a Path,
     keep: bool,
     global: &'a Global,
+    tasks: Option<TaskSet>,
+    /// How the original and the presets measured so far did on the tasks.
+    original: Option<TaskReport>,
+    presets: Vec<(Preset, TaskReport)>,
 }
 
 pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
@@ -72,6 +83,8 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     if let Some(path) = &args.html {
         check_writable(path)?;
     }
+    let text = Corpus::read(&args.eval_text)?;
+    let tasks = args.tasks.tasks(&text, global)?;
     let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = args.keep.as_deref().unwrap_or(temporary.path());
     std::fs::create_dir_all(folder)
@@ -80,7 +93,7 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     let mut analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);
     let importance = Importance::new(&analysis, Unreached::default());
-    let bench = Bench {
+    let mut bench = Bench {
         source: &source,
         importance: &importance,
         analysis: &analysis.clone(),
@@ -89,8 +102,11 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
         folder,
         keep: args.keep.is_some(),
         global,
+        tasks,
+        original: None,
+        presets: Vec::new(),
     };
-    let chunks = {
+    let (chunks, original) = {
         let reference = steps::load(
             &source.gguf,
             &ModelOptions {
@@ -98,15 +114,18 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
                 ..ModelOptions::default()
             },
         )?;
-        let text = Corpus::read(&args.eval_text)?.concatenated();
-        let mut chunks = chunk_tokens(reference.vocab(), &text, args.data.ctx as usize)?;
+        let mut chunks = chunk_tokens(
+            reference.vocab(),
+            &text.concatenated(),
+            args.data.ctx as usize,
+        )?;
         chunks.truncate(args.eval_chunks.unwrap_or(u32::MAX) as usize);
         let mut writer =
             LogitsWriter::create(bench.logits.path(), reference.vocab().n_tokens(), &chunks)?;
         let options = EvalOptions {
             n_threads: global.n_threads(),
         };
-        evaluate(
+        let report = evaluate(
             &reference,
             &chunks,
             Reference::None,
@@ -115,10 +134,11 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
             &progress,
         )?;
         writer.finish()?;
-        chunks
+        let point = bench.original(&reference, &report, &chunks, &options)?;
+        (chunks, point)
     };
 
-    let mut points = Vec::new();
+    let mut points = vec![original];
     let mut last_plan = None;
     for &preset in &args.budgets {
         progress.note(format!("budget of {preset}"));
@@ -144,12 +164,15 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
         model: describe_model(&source),
         generated_by: REPORT_VERSION.to_owned(),
         curve: Some(points.clone()),
+        curve_notes: bench.notes(),
         ..describe_analysis(&source, &analysis, last_plan.as_ref())
     };
     if let Some(path) = &args.html {
         write_file(path, render(&data).as_bytes())?;
     }
-    global.print(&data.curve, || table(&points))
+    global.print(&data.curve, || {
+        table(&points) + &accuracies(&points, &bench.notes())
+    })
 }
 
 impl Bench<'_> {
@@ -158,7 +181,7 @@ impl Bench<'_> {
         (!self.keep).then(|| Scratch::new(file.to_owned()))
     }
 
-    fn preset(&self, preset: Preset, chunks: &[Vec<i32>]) -> Result<CurvePoint> {
+    fn preset(&mut self, preset: Preset, chunks: &[Vec<i32>]) -> Result<CurvePoint> {
         let file = self.folder.join(format!("preset-{preset}.gguf"));
         let _scratch = self.scratch(&file);
         let started = Instant::now();
@@ -180,7 +203,7 @@ impl Bench<'_> {
     }
 
     fn plan(
-        &self,
+        &mut self,
         preset: Preset,
         plan: &Plan,
         kind: PointKind,
@@ -250,7 +273,7 @@ impl Bench<'_> {
     }
 
     fn measure(
-        &self,
+        &mut self,
         file: &Path,
         preset: Preset,
         kind: PointKind,
@@ -269,7 +292,6 @@ impl Bench<'_> {
         let options = EvalOptions {
             n_threads: self.global.n_threads(),
         };
-        let started = Instant::now();
         let report = evaluate(
             &model,
             chunks,
@@ -278,24 +300,82 @@ impl Bench<'_> {
             &options,
             &self.global.progress(),
         )?;
-        let seconds = started.elapsed().as_secs_f64();
-        let tokens: usize = chunks.iter().map(Vec::len).sum();
-        let weights: u64 = self.source.gguf.tensors.iter().map(|t| t.n_elems()).sum();
         let mut point = point(&report)?;
         point.label = match kind {
             PointKind::Preset => preset.to_string(),
             PointKind::Moqa => format!("moqa ≤ {preset}"),
             PointKind::MoqaPerExpert => format!("moqa per expert ≤ {preset}"),
+            PointKind::Original => ORIGINAL.to_owned(),
         };
         point.kind = kind;
         point.budget = Some(preset.to_string());
         point.bytes = bytes;
-        point.bpw = bytes as f64 * 8.0 / weights.max(1) as f64;
+        point.bpw = self.bits_per_weight(bytes);
         point.quantize_seconds = Some(quantize_seconds);
         // A simulated file is in floats: its speed says nothing about the plan.
-        point.tokens_per_second =
-            (kind != PointKind::MoqaPerExpert).then(|| tokens as f64 / seconds.max(1e-9));
+        if kind != PointKind::MoqaPerExpert {
+            point.tokens_per_second = Some(speed::tokens_per_second(&model, chunks, &options)?);
+        }
+        if let Some(tasks) = &self.tasks {
+            let report = tasks.score(&model, self.global)?;
+            let mut others: Vec<(String, &TaskReport)> = Vec::new();
+            others.extend(self.original.iter().map(|r| (ORIGINAL.to_owned(), r)));
+            if kind != PointKind::Preset {
+                let same = self.presets.iter().filter(|(p, _)| *p == preset);
+                others.extend(same.map(|(p, r)| (p.to_string(), r)));
+            }
+            zero_shot::record(&mut point, &report, &others)?;
+            if kind == PointKind::Preset {
+                self.presets.push((preset, report));
+            }
+        }
         Ok(point)
+    }
+
+    /// The model as it is: what the others are compared with.
+    fn original(
+        &mut self,
+        model: &Model,
+        report: &EvalReport,
+        chunks: &[Vec<i32>],
+        options: &EvalOptions,
+    ) -> Result<CurvePoint> {
+        let bytes = self.source.gguf.total_bytes();
+        let mut point = CurvePoint {
+            label: ORIGINAL.to_owned(),
+            kind: PointKind::Original,
+            bytes,
+            bpw: self.bits_per_weight(bytes),
+            // By definition.
+            kld: 0.0,
+            kld_error: 0.0,
+            ppl: report.perplexity.value,
+            ppl_ratio: 1.0,
+            same_top: 1.0,
+            tokens_per_second: Some(speed::tokens_per_second(model, chunks, options)?),
+            ..CurvePoint::default()
+        };
+        if let Some(tasks) = &self.tasks {
+            let report = tasks.score(model, self.global)?;
+            zero_shot::record(&mut point, &report, &[])?;
+            self.original = Some(report);
+        }
+        Ok(point)
+    }
+
+    fn bits_per_weight(&self, bytes: u64) -> f64 {
+        let weights: u64 = self.source.gguf.tensors.iter().map(|t| t.n_elems()).sum();
+        bytes as f64 * 8.0 / weights.max(1) as f64
+    }
+
+    /// What the reader must know of the figures.
+    fn notes(&self) -> Vec<String> {
+        let tasks = self.tasks.as_ref().zip(self.original.as_ref());
+        tasks
+            .map(|(tasks, report)| tasks.describe(report))
+            .into_iter()
+            .chain([speed::WHAT.to_owned()])
+            .collect()
     }
 }
 
@@ -315,26 +395,67 @@ fn point(report: &EvalReport) -> Result<CurvePoint> {
 
 fn table(points: &[CurvePoint]) -> String {
     let mut s = format!(
-        "{:<28} {:>12} {:>10} {:>8} {:>8} {:>7} {:>7} {:>9}\n",
-        "file", "bytes", "KLD", "ratio", "PPL x", "top %", "quant s", "tokens/s"
+        "{:<26} {:>12} {:>10} {:>7} {:>9} {:>8} {:>7} {:>8} {:>9}\n",
+        "file", "bytes", "KLD", "ratio", "PPL", "PPL x", "top %", "quant s", "tokens/s"
     );
+    let or_dash = |v: Option<f64>, digits: usize| {
+        v.filter(|v| v.is_finite())
+            .map_or("-".to_owned(), |v| format!("{v:.digits$}"))
+    };
     for p in points {
         let preset = points
             .iter()
             .find(|q| q.kind == PointKind::Preset && q.budget == p.budget);
-        let ratio = preset.map_or(f64::NAN, |q| p.kld / q.kld);
         s += &format!(
-            "{:<28} {:>12} {:>10.6} {:>8.3} {:>8.4} {:>7.2} {:>7.1} {:>9}\n",
+            "{:<26} {:>12} {:>10.6} {:>7} {:>9.4} {:>8.4} {:>7.2} {:>8} {:>9}\n",
             p.label,
             p.bytes,
             p.kld,
-            ratio,
+            or_dash(preset.map(|q| p.kld / q.kld), 3),
+            p.ppl,
             p.ppl_ratio,
             p.same_top * 100.0,
-            p.quantize_seconds.unwrap_or(f64::NAN),
-            p.tokens_per_second
-                .map_or("-".to_owned(), |t| format!("{t:.0}"))
+            or_dash(p.quantize_seconds, 1),
+            or_dash(p.tokens_per_second, 0)
         );
+    }
+    s
+}
+
+/// The accuracies, if there are any, and what the figures of both tables are.
+fn accuracies(points: &[CurvePoint], notes: &[String]) -> String {
+    let mut s = String::new();
+    if points.iter().any(|p| p.accuracy.is_some()) {
+        s += &format!(
+            "\n{:<26} {:>7} {:>14}  difference in points [95 % interval], p\n",
+            "file", "right %", "95 % interval"
+        );
+    }
+    for p in points {
+        let (Some(value), Some([low, high])) = (p.accuracy, p.accuracy_interval) else {
+            continue;
+        };
+        let interval = format!("[{:.1}, {:.1}]", low * 100.0, high * 100.0);
+        s += &format!("{:<26} {:>7.1} {interval:>14}", p.label, value * 100.0);
+        for (i, t) in p.accuracy_tests.iter().enumerate() {
+            let start = if i == 0 {
+                String::new()
+            } else {
+                format!("\n{:49}", "")
+            };
+            s += &format!(
+                "{start}  {:+.1} [{:+.1}, {:+.1}] against {}, p = {:.3}",
+                t.difference * 100.0,
+                t.interval[0] * 100.0,
+                t.interval[1] * 100.0,
+                t.against,
+                t.p_value
+            );
+        }
+        s.push('\n');
+    }
+    for note in notes {
+        s += &format!("\n{note}\n");
     }
     s
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Global, analyze, steps};
+use super::{Global, steps, summary};
 use crate::analysis;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::mixed::{MixedTensor, mixed_tensors};
@@ -177,7 +177,7 @@ fn inspect_analysis(path: &Path, global: &Global) -> Result<()> {
 }
 
 fn print_analysis(a: &analysis::Analysis, global: &Global) -> Result<()> {
-    let summary = analyze::summarise(a);
+    let summary = summary::summarise(a);
     global.print(&summary, || summary.to_text())
 }
 

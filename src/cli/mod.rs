@@ -12,9 +12,12 @@ mod quantize;
 mod report;
 mod run;
 mod simulate;
+mod speed;
 mod steps;
+mod summary;
 mod tasks;
 mod unpack;
+mod zero_shot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

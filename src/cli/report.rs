@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -8,7 +9,7 @@ use crate::analysis::{self, Analysis, RouterStats};
 use crate::gguf::TensorInfo;
 use crate::model::layer_of;
 use crate::output::{refuse_overwriting, write_file};
-use crate::plan::{CostModel, Plan};
+use crate::plan::{CostModel, Plan, TensorChoice};
 use crate::report::{
     Coactivation, DomainShift, ExpertGrid, ModelInfo, PairMeasure, ReportData, TensorRow, render,
 };
@@ -193,22 +194,10 @@ fn domains(analysis: &Analysis) -> Option<DomainShift> {
     if analysis.domains.len() < 2 {
         return None;
     }
-    let between = |a: &analysis::Domain, b: &analysis::Domain| {
-        let shared: Vec<f64> = a
-            .routers
-            .iter()
-            .filter_map(|(l, r)| Some(r.divergence(b.routers.get(l)?)))
-            .collect();
-        // In bits, so that 1 means no expert in common.
-        shared.iter().sum::<f64>() / shared.len().max(1) as f64 / std::f64::consts::LN_2
-    };
     let all = &analysis.domains;
     Some(DomainShift {
         names: all.iter().map(|d| d.name.clone()).collect(),
-        divergence: all
-            .iter()
-            .map(|a| all.iter().map(|b| between(a, b)).collect())
-            .collect(),
+        divergence: analysis::routing::domain_divergence(all),
         per_domain: all
             .iter()
             .map(|d| (d.name.clone(), d.routers.values().map(activation).collect()))
@@ -262,9 +251,23 @@ fn tensors(source: &steps::Source, analysis: &Analysis, plan: &Plan) -> Vec<Tens
                     "by expert".to_owned()
                 },
                 bytes: t.bytes,
+                parts: parts(source, t),
                 error: error.unwrap_or(f64::NAN),
                 cost: error.map_or(f64::NAN, |e| costs.cost(&t.name, e)),
             }
         })
         .collect()
+}
+
+/// The types of a tensor's experts where they have their own, with their bytes.
+fn parts(source: &steps::Source, choice: &TensorChoice) -> Vec<(String, u64)> {
+    let Some(tensor) = source.gguf.tensor(&choice.name) else {
+        return Vec::new();
+    };
+    let mut bytes: BTreeMap<String, u64> = BTreeMap::new();
+    for ty in &choice.experts {
+        let row = ty.row_bytes(tensor.ne(0)).unwrap_or(0);
+        *bytes.entry(ty.to_string()).or_default() += row.saturating_mul(tensor.ne(1));
+    }
+    bytes.into_iter().collect()
 }

@@ -133,6 +133,8 @@ pub(super) fn analysis(
     }
     if probes {
         complete_errors(source, &mut analysis, &Candidates::default(), global)?;
+        let (gguf, view) = (&source.gguf, &source.view);
+        analysis::complete_distributions(gguf, view, &mut analysis, global.n_threads(), &progress)?;
     }
     Ok(analysis)
 }

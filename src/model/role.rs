@@ -74,6 +74,11 @@ pub enum Role {
 }
 
 impl Role {
+    /// The role of the tensor with this name.
+    pub fn of_name(name: &str) -> Role {
+        Role::of(&TensorName::parse(name))
+    }
+
     /// The role of a tensor of this name.
     pub(super) fn of(name: &TensorName) -> Role {
         let stem = name.stem.as_str();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::data::{CurvePoint, PointKind};
+use super::data::{AccuracyTest, CurvePoint, PointKind};
 use super::format::{self, change, fixed, percent, seconds, tick, with_error};
 use super::html::{self, escape, section};
 use super::scale::Axis;
@@ -16,13 +16,21 @@ const LAYOUTS: [(&str, f64); 2] = [("wide", 620.0), ("narrow", 270.0)];
 const KINDS: [PointKind; 3] = [PointKind::Preset, PointKind::Moqa, PointKind::MoqaPerExpert];
 
 /// The section.
-pub(super) fn render(points: &[CurvePoint]) -> String {
+pub(super) fn render(points: &[CurvePoint], notes: &[String]) -> String {
     if points.is_empty() {
         return String::new();
     }
     let mut body = headline(points);
     body.push_str(&chart(points));
-    body.push_str(&html::details("The same in figures", &table(points)));
+    let mut figures = table(points);
+    for note in notes {
+        let _ = writeln!(
+            figures,
+            "<p class=\"note\">{}.</p>",
+            escape(&capitalised(note))
+        );
+    }
+    body.push_str(&html::details("The same in figures", &figures));
     section(
         "curve",
         "Size and quality",
@@ -32,14 +40,25 @@ pub(super) fn render(points: &[CurvePoint]) -> String {
     )
 }
 
+/// With a capital letter first.
+fn capitalised(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    letters.next().map_or(String::new(), |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
+}
+
 /// Relative change of the divergence against the preset whose size was the budget.
 fn against_preset(p: &CurvePoint, points: &[CurvePoint]) -> Option<f64> {
     let budget = p.budget.as_ref()?;
     let preset = points
         .iter()
         .find(|q| q.kind == PointKind::Preset && q.label == *budget)?;
-    (p.kind != PointKind::Preset && preset.kld > 0.0 && p.kld.is_finite())
-        .then(|| p.kld / preset.kld - 1.0)
+    (p.kind != PointKind::Preset
+        && p.kind != PointKind::Original
+        && preset.kld > 0.0
+        && p.kld.is_finite())
+    .then(|| p.kld / preset.kld - 1.0)
 }
 
 /// What the curve says, in words, whichever way it goes.
@@ -87,7 +106,7 @@ fn headline(points: &[CurvePoint]) -> String {
 fn chart(points: &[CurvePoint]) -> String {
     let drawn: Vec<&CurvePoint> = points
         .iter()
-        .filter(|p| p.kld.is_finite() && p.kld > 0.0)
+        .filter(|p| p.kind != PointKind::Original && p.kld.is_finite() && p.kld > 0.0)
         .collect();
     if drawn.is_empty() {
         return String::from(
@@ -184,7 +203,9 @@ fn chart(points: &[CurvePoint]) -> String {
         s.push_str("</g>\n");
     }
     s.push_str("</svg></div>\n");
-    let hidden = points.len() - drawn.len();
+    // The original has no divergence from itself and nobody expects it on the axis.
+    let quantized = points.iter().filter(|p| p.kind != PointKind::Original);
+    let hidden = quantized.count() - drawn.len();
     if hidden > 0 {
         let _ = writeln!(
             s,
@@ -212,7 +233,7 @@ fn marker(kind: PointKind) -> String {
     let shape = match kind {
         PointKind::Preset => "M-5-5H5V5H-5Z",
         PointKind::Moqa => "M-6 0A6 6 0 1 0 6 0A6 6 0 1 0-6 0Z",
-        PointKind::MoqaPerExpert => "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
+        PointKind::MoqaPerExpert | PointKind::Original => "M0-7.5L7.5 0L0 7.5L-7.5 0Z",
     };
     format!("<path class=\"marker k{}\" d=\"{shape}\"/>", kind as usize)
 }
@@ -223,6 +244,7 @@ fn legend(drawn: &[&CurvePoint]) -> String {
         if drawn.iter().any(|p| p.kind == kind) {
             let name = match kind {
                 PointKind::Preset => "llama.cpp preset",
+                PointKind::Original => "original",
                 PointKind::Moqa => "moqa",
                 PointKind::MoqaPerExpert => "moqa, a type for each expert",
             };
@@ -361,9 +383,25 @@ fn along_lines(points: &[&CurvePoint], places: &[(f64, f64)], width: f64) -> Vec
     pixels
 }
 
+/// An accuracy against another's.
+fn difference(t: &AccuracyTest) -> String {
+    let p = match t.p_value {
+        p if p < 0.001 => "p &lt; 0.001".to_owned(),
+        p => format!("p = {}", fixed(p, 3)),
+    };
+    let points = t.difference * 100.0;
+    let sign = if points > 0.0 { "+" } else { "" };
+    format!(
+        "{sign}{} <small>against {}, {p}</small>",
+        fixed(points, 1),
+        escape(&t.against)
+    )
+}
+
 fn table(points: &[CurvePoint]) -> String {
     let compared = points.iter().any(|p| against_preset(p, points).is_some());
     let accuracy = points.iter().any(|p| p.accuracy.is_some());
+    let tested = points.iter().any(|p| !p.accuracy_tests.is_empty());
     let time = points.iter().any(|p| p.quantize_seconds.is_some());
     let speed = points.iter().any(|p| p.tokens_per_second.is_some());
     let mut head = vec![
@@ -385,6 +423,8 @@ fn table(points: &[CurvePoint]) -> String {
         (accuracy, "Accuracy"),
         (time, "Quantized in"),
         (speed, "Tokens per second"),
+        // Wide, so last: the rest should be seen without scrolling.
+        (tested, "Difference of accuracy, points"),
     ] {
         if there {
             head.push((name, true));
@@ -404,7 +444,7 @@ fn table(points: &[CurvePoint]) -> String {
         if compared {
             cells.push(match (against_preset(p, points), &p.budget) {
                 (Some(c), Some(b)) => {
-                    number(c, format!("{} <small>{}</small>", change(c), escape(b)))
+                    number(c, format!("{}<br/><small>{}</small>", change(c), escape(b)))
                 }
                 _ => number(f64::NAN, String::new()),
             });
@@ -416,8 +456,17 @@ fn table(points: &[CurvePoint]) -> String {
         ]);
         if accuracy {
             let v = p.accuracy.unwrap_or(f64::NAN);
-            let shown = match p.accuracy_error.filter(|e| e.is_finite() && *e > 0.0) {
-                Some(e) if v.is_finite() => format!("{} ± {}", percent(v), fixed(e * 100.0, 1)),
+            let error = p.accuracy_error.filter(|e| e.is_finite() && *e > 0.0);
+            let shown = match (p.accuracy_interval, error) {
+                (Some([low, high]), _) if v.is_finite() => format!(
+                    "{}<br/><small>{} to {}</small>",
+                    percent(v),
+                    fixed(low * 100.0, 1),
+                    fixed(high * 100.0, 1)
+                ),
+                (None, Some(e)) if v.is_finite() => {
+                    format!("{} ± {}", percent(v), fixed(e * 100.0, 1))
+                }
                 _ => percent(v),
             };
             cells.push(number(v, shown));
@@ -429,6 +478,12 @@ fn table(points: &[CurvePoint]) -> String {
         if speed {
             let v = p.tokens_per_second.unwrap_or(f64::NAN);
             cells.push(number(v, format::significant(v, 3)));
+        }
+        if tested {
+            let shown: Vec<String> = p.accuracy_tests.iter().map(difference).collect();
+            let first = p.accuracy_tests.first();
+            let key = first.map_or(f64::NAN, |t| t.difference);
+            cells.push(number(key, shown.join("<br/>")));
         }
         table.row(cells);
     }

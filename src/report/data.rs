@@ -20,6 +20,9 @@ pub struct ReportData {
     pub generated_by: String,
     /// Size against quality, for presets and for moqa.
     pub curve: Option<Vec<CurvePoint>>,
+    /// How the curve's figures were measured, a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curve_notes: Vec<String>,
     /// What each expert does and gets.
     pub experts: Option<ExpertGrid>,
     /// How the domains of the text differ in the experts they use.
@@ -65,6 +68,9 @@ pub enum PointKind {
     /// moqa, a type for each expert.
     #[serde(rename = "moqa per expert")]
     MoqaPerExpert,
+    /// The model as it was.
+    #[serde(rename = "original")]
+    Original,
 }
 
 impl PointKind {
@@ -74,6 +80,7 @@ impl PointKind {
             Self::Preset => "preset",
             Self::Moqa => "moqa",
             Self::MoqaPerExpert => "moqa per expert",
+            Self::Original => "original",
         }
     }
 }
@@ -112,10 +119,38 @@ pub struct CurvePoint {
     pub accuracy: Option<f64>,
     /// Standard error of `accuracy`.
     pub accuracy_error: Option<f64>,
+    /// 95 % confidence interval of `accuracy`.
+    #[serde(deserialize_with = "optional_pair")]
+    pub accuracy_interval: Option<[f64; 2]>,
+    /// Tasks that `accuracy` is of.
+    pub tasks: Option<usize>,
+    /// `accuracy` against that of others on the same tasks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub accuracy_tests: Vec<AccuracyTest>,
     /// Seconds that quantizing took, analysis not included.
     pub quantize_seconds: Option<f64>,
-    /// Tokens generated in a second.
+    /// Tokens of text evaluated in a second.
     pub tokens_per_second: Option<f64>,
+}
+
+/// Two files' right answers to the same tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccuracyTest {
+    /// Label of the other file.
+    pub against: String,
+    /// This file's accuracy minus the other's, -1 to 1.
+    #[serde(deserialize_with = "number")]
+    pub difference: f64,
+    /// 95 % confidence interval of `difference`.
+    #[serde(deserialize_with = "pair")]
+    pub interval: [f64; 2],
+    /// Two-sided p-value of McNemar's exact test.
+    #[serde(deserialize_with = "number")]
+    pub p_value: f64,
+    /// Share of tasks, 0 to 1, on which both take the same choice.
+    #[serde(deserialize_with = "number")]
+    pub same_choice: f64,
 }
 
 impl Default for CurvePoint {
@@ -133,6 +168,9 @@ impl Default for CurvePoint {
             same_top: f64::NAN,
             accuracy: None,
             accuracy_error: None,
+            accuracy_interval: None,
+            tasks: None,
+            accuracy_tests: Vec::new(),
             quantize_seconds: None,
             tokens_per_second: None,
         }
@@ -241,6 +279,9 @@ pub struct TensorRow {
     pub ty: String,
     /// Bytes in that type.
     pub bytes: u64,
+    /// Where experts have types of their own: the types and their bytes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<(String, u64)>,
     /// Relative squared error of the tensor's outputs.
     #[serde(deserialize_with = "number")]
     pub error: f64,
@@ -270,6 +311,14 @@ fn rows(grid: Vec<Vec<Number>>) -> Grid {
 
 fn number<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
     Number::deserialize(d).map(f64::from)
+}
+
+fn pair<'de, D: Deserializer<'de>>(d: D) -> Result<[f64; 2], D::Error> {
+    <[Number; 2]>::deserialize(d).map(|p| p.map(f64::from))
+}
+
+fn optional_pair<'de, D: Deserializer<'de>>(d: D) -> Result<Option<[f64; 2]>, D::Error> {
+    Option::<[Number; 2]>::deserialize(d).map(|p| p.map(|p| p.map(f64::from)))
 }
 
 fn numbers<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<f64>, D::Error> {

@@ -20,8 +20,8 @@ mod table;
 mod tensors;
 
 pub use data::{
-    AblationBar, Coactivation, CurvePoint, DomainShift, ExpertGrid, Grid, ModelInfo, PairMeasure,
-    PointKind, ReportData, TensorRow,
+    AblationBar, AccuracyTest, Coactivation, CurvePoint, DomainShift, ExpertGrid, Grid, ModelInfo,
+    PairMeasure, PointKind, ReportData, TensorRow,
 };
 
 use std::fmt::Write as _;
@@ -35,7 +35,9 @@ pub fn render(data: &ReportData) -> String {
         (
             "curve",
             "Size and quality",
-            data.curve.as_deref().map(curve::render),
+            data.curve
+                .as_deref()
+                .map(|c| curve::render(c, &data.curve_notes)),
         ),
         (
             "experts",

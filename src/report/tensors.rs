@@ -22,12 +22,20 @@ pub(super) fn nominal_bits(ty: &str) -> f64 {
     digits.parse().unwrap_or(0.0)
 }
 
+/// The types of a tensor and their bytes.
+fn parts(t: &TensorRow) -> Vec<(&str, u64)> {
+    if t.parts.is_empty() {
+        return vec![(t.ty.as_str(), t.bytes)];
+    }
+    t.parts.iter().map(|(ty, n)| (ty.as_str(), *n)).collect()
+}
+
 /// The section.
 pub(super) fn render(tensors: &[TensorRow]) -> String {
     if tensors.is_empty() {
         return String::new();
     }
-    let mut types: Vec<&str> = tensors.iter().map(|t| t.ty.as_str()).collect();
+    let mut types: Vec<&str> = tensors.iter().flat_map(parts).map(|p| p.0).collect();
     types.sort_by(|a, b| nominal_bits(a).total_cmp(&nominal_bits(b)).then(a.cmp(b)));
     types.dedup();
     let class = |ty: &str| {
@@ -39,9 +47,11 @@ pub(super) fn render(tensors: &[TensorRow]) -> String {
     };
     let mut roles: BTreeMap<&str, BTreeMap<usize, u64>> = BTreeMap::new();
     for t in tensors {
-        let at = types.iter().position(|ty| *ty == t.ty).unwrap_or(0);
-        let bytes = roles.entry(&t.role).or_default().entry(at).or_default();
-        *bytes = bytes.saturating_add(t.bytes);
+        for (ty, n) in parts(t) {
+            let at = types.iter().position(|t| *t == ty).unwrap_or(0);
+            let bytes = roles.entry(&t.role).or_default().entry(at).or_default();
+            *bytes = bytes.saturating_add(n);
+        }
     }
     let total = sum(tensors.iter().map(|t| t.bytes)).max(1);
     let mut body = String::from("<div class=\"legends\">");
