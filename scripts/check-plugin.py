@@ -127,7 +127,9 @@ class Checker:
             status, said = self.program("llama-quantize", "--imatrix", imatrix, *arguments, 1)
             if status:
                 continue
-            types = {t.tensor_type.name for t in GGUFReader(out).tensors if EXPERTS.fullmatch(t.name)}
+            # Tensors that stay as they are, in BF16, are not converted.
+            types = re.findall(r"_exps\.weight .*type = +(\w+), (?:.*converting to (\w+))?", said)
+            types = {(new or old).upper() for old, new in types}
             if types == {kind}:
                 return way
             said = f"experts are of {types}"
@@ -142,8 +144,9 @@ class Checker:
             raise RuntimeError(f"llama-perplexity: status {status}: {said[-1500:]}")
         return said
 
-    def compare(self, model: Path):
-        """Perplexity without and with, mean KL divergence of the two, products of the plugin."""
+    def compare(self, model: Path, kind: str):
+        """Perplexity without and with, mean KL divergence of the two, products of the plugin; all experts of one
+        type."""
         logits = model.with_suffix(".logits")
         # llama.cpp writes its log from a thread, which often loses the last lines: figures are taken after as many
         # chunks as both runs still tell of.
@@ -162,6 +165,10 @@ class Checker:
             if len(with_it) >= self.args.chunks - 2 and products:
                 break
         logits.unlink()
+        # What the plugin found, whatever llama-quantize said.
+        types = {t.upper() for t in re.findall(r"_exps\.weight: (\w+) in the mapped file", said)}
+        if types != {kind}:
+            raise RuntimeError(f"the plugin took experts of {types}")
         last = max(without.keys() & with_it.keys(), default=0)
         if last < self.args.chunks - 2:
             raise RuntimeError(f"figures of {last} chunks: {said[-1500:]}")
@@ -181,7 +188,7 @@ class Checker:
             out = self.work / f"{name}-{preset}.gguf"
             try:
                 way = self.quantize(source, imatrix, preset, out)
-                without, with_it, kl, products = self.compare(out)
+                without, with_it, kl, products = self.compare(out, TYPES[preset])
             except RuntimeError as error:
                 print(f"FAILED {name:<11} {preset:<9} {error}", flush=True)
                 failed += 1
