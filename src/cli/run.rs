@@ -39,9 +39,6 @@ const MODEL_VARIABLE: &str = "LLAMA_ARG_MODEL";
 /// llama.cpp's option to keep experts in main memory, as a variable, which programs without it ignore. Devices other
 /// than the CPU would take carriers for what they say they are.
 const CPU_EXPERTS: &str = "LLAMA_ARG_CPU_MOE";
-/// Programs of llama.cpp that do not read it. It is not set for them: beside a GPU the plugin then keeps the header
-/// closed and says what to do.
-const WITHOUT_CPU_EXPERTS: [&str; 2] = ["llama-bench", "llama-simple"];
 const KEY: &str = "general.architecture";
 
 pub(super) fn run(args: RunArgs) -> Result<()> {
@@ -53,10 +50,7 @@ pub(super) fn run(args: RunArgs) -> Result<()> {
         args: given.to_vec(),
         ..Prepared::default()
     };
-    let reads_variables = !Path::new(program)
-        .file_stem()
-        .is_some_and(|name| WITHOUT_CPU_EXPERTS.iter().any(|p| name == *p));
-    prepared.prepare(args.r#override, reads_variables)?;
+    prepared.prepare(args.r#override)?;
     if args.r#override && prepared.architecture.is_some() {
         ensure!(
             plugin::is_loaded_by(&plugin, program)?,
@@ -85,7 +79,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn prepare(&mut self, by_override: bool, reads_variables: bool) -> Result<()> {
+    fn prepare(&mut self, by_override: bool) -> Result<()> {
         for i in 1..self.args.len() {
             if MODEL_OPTIONS.iter().any(|o| self.args[i - 1] == *o) {
                 let value = self.args[i].clone();
@@ -103,7 +97,7 @@ impl Prepared {
             eprintln!("moqa: no model is named with -m; a mixed file would not be recognised");
         }
         if let Some(arch) = &self.architecture {
-            if reads_variables && std::env::var_os(CPU_EXPERTS).is_none() {
+            if std::env::var_os(CPU_EXPERTS).is_none() {
                 self.variables.push((CPU_EXPERTS.into(), "1".into()));
             }
             if by_override && !overrides_architecture(&self.args) {
