@@ -312,11 +312,21 @@ impl Layout {
     }
 }
 
+/// Of the 16 bytes of the two magics, how many make a tensor a mixed one, if a damaged one. Those of an ordinary
+/// tensor are never so by chance: 8008 / 2^48 for random bytes. Neither magic alone, nor damage to half of both, can
+/// make a mixed tensor pass for an ordinary one.
+const MARK: usize = 6;
+
+/// In how many places bytes begin as `magic` does.
+fn same_bytes(bytes: &[u8], magic: [u8; 8]) -> usize {
+    bytes.iter().zip(magic).filter(|(b, m)| **b == *m).count()
+}
+
 /// Whether a whole tensor is a mixed one: `Ok(None)` for an ordinary tensor, which has neither header nor seal, and
 /// the layout of a mixed one. The experts' blocks are not looked at.
 ///
 /// # Errors
-/// The tensor has a header or a seal, and they are not both there, valid and of each other.
+/// The tensor has, in whole or in part, a header or a seal, and they are not both there, valid and of each other.
 pub fn find(
     tensor: &[u8],
     shape: Shape,
@@ -324,9 +334,14 @@ pub fn find(
 ) -> Result<Option<Layout>, Error> {
     let seal = tensor.len().checked_sub(SEAL_BYTES as usize);
     let seal = seal.map(|at| &tensor[at..]);
-    let sealed = seal.is_some_and(|s| s.starts_with(&SEAL_MAGIC));
-    match (is_mixed(tensor), sealed) {
-        (false, false) => return Ok(None),
+    if same_bytes(tensor, MAGIC) + seal.map_or(0, |s| same_bytes(s, SEAL_MAGIC)) < MARK {
+        return Ok(None);
+    }
+    match (
+        is_mixed(tensor),
+        seal.is_some_and(|s| s.starts_with(&SEAL_MAGIC)),
+    ) {
+        (true, true) => {}
         (false, true) => {
             return Err(Error::Seal(
                 "it ends as a mixed tensor does and does not begin as one",
@@ -337,7 +352,11 @@ pub fn find(
                 "it begins as a mixed tensor does and does not end as one",
             ));
         }
-        (true, true) => {}
+        (false, false) => {
+            return Err(Error::Seal(
+                "it begins and ends nearly as a mixed tensor does",
+            ));
+        }
     }
     let layout = Layout::parse(tensor, tensor.len() as u64, shape, block)?;
     if layout.sealed_bytes() > tensor.len() as u64 {
@@ -455,6 +474,55 @@ mod tests {
                 find(&tensor[..length], SHAPE, block),
                 Ok(Some(_))
             ));
+        }
+    }
+
+    /// Damage of several bytes at once, other lengths and whole fields, at random: an error each time, or the layout
+    /// that was written where nothing of header and seal changed.
+    #[test]
+    fn two_thousand_random_damages_are_noticed() {
+        let layout = Layout::new(SHAPE, &[8, 12, 12, 8, 8], block).unwrap();
+        let bytes = (layout.sealed_bytes() + 100) as usize;
+        let mut tensor = layout.to_header();
+        tensor.resize(bytes - SEAL_BYTES as usize, 7);
+        tensor.extend(layout.to_seal(bytes as u64));
+        let header = header_bytes(5) as usize;
+        let marks: Vec<usize> = (0..header)
+            .chain(bytes - SEAL_BYTES as usize..bytes)
+            .collect();
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as usize % n
+        };
+        for round in 0..2000 {
+            let mut damaged = tensor.clone();
+            // From one byte up to a sector's beginning.
+            let count = [1, 1, 2, 4, 16, 64][round % 6];
+            let first = below(marks.len());
+            for i in 0..count {
+                let at = if round % 12 < 6 {
+                    marks[(first + i) % marks.len()]
+                } else {
+                    marks[below(marks.len())]
+                };
+                damaged[at] = below(256) as u8;
+            }
+            let found = find(&damaged, SHAPE, block);
+            if damaged == tensor {
+                assert_eq!(found, Ok(Some(layout.clone())));
+            } else {
+                // Never an ordinary tensor: two magics do not go by chance, and with one of them gone it is damaged.
+                assert!(found.is_err(), "round {round}: {found:?}");
+            }
+            // The header alone, as readers of files see it first, with a length that is not the tensor's.
+            if damaged[..header] != tensor[..header] {
+                let cut = below(header + 1);
+                assert!(Layout::parse(&damaged[..cut], bytes as u64, SHAPE, block).is_err());
+                assert!(Layout::parse(&damaged[..header], bytes as u64, SHAPE, block).is_err());
+            }
         }
     }
 

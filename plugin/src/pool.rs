@@ -410,4 +410,53 @@ mod tests {
             assert_eq!(result, Ok(()));
         }
     }
+
+    /// Many short jobs, several pools at once, more threads than cores: every task once, its results seen by the
+    /// caller, and nothing of a job is touched after it has returned. `MOQA_STRESS` is the number of jobs, for tools
+    /// that slow it down.
+    #[test]
+    fn many_jobs_on_several_pools_at_once() {
+        let jobs: u64 = std::env::var("MOQA_STRESS").map_or(3000, |n| n.parse().unwrap());
+        thread::scope(|scope| {
+            for threads in [2, 3, 5] {
+                scope.spawn(move || {
+                    let mut pool = Pool::new(threads);
+                    let mut state = 88_172_645_463_325_252u64 + threads as u64;
+                    for job in 0..jobs {
+                        state ^= state << 13;
+                        state ^= state >> 7;
+                        state ^= state << 17;
+                        let count = (state % 40) as usize;
+                        // Freed at the end of the job: a worker that came late would be seen by tools.
+                        let results: Vec<AtomicU64> =
+                            (0..count).map(|_| AtomicU64::new(0)).collect();
+                        // Relaxed: what tasks wrote is seen because the job has ended.
+                        let relaxed = std::sync::atomic::Ordering::Relaxed;
+                        pool.run(count, state.is_multiple_of(7), &|_, tasks| {
+                            for task in tasks {
+                                let mut value = job ^ task as u64;
+                                for _ in 0..(state >> 20) % 50 {
+                                    value = value.wrapping_mul(6_364_136_223_846_793_005) ^ 1;
+                                }
+                                let old = results[task].load(relaxed);
+                                results[task].store(old + value, relaxed);
+                            }
+                        })
+                        .unwrap();
+                        for (task, result) in results.iter().enumerate() {
+                            let mut value = job ^ task as u64;
+                            for _ in 0..(state >> 20) % 50 {
+                                value = value.wrapping_mul(6_364_136_223_846_793_005) ^ 1;
+                            }
+                            assert_eq!(result.load(relaxed), value, "job {job}, task {task}");
+                        }
+                        if job % 100 == 0 {
+                            // Long enough for workers to sleep.
+                            thread::sleep(std::time::Duration::from_millis(2));
+                        }
+                    }
+                });
+            }
+        });
+    }
 }

@@ -23,7 +23,9 @@ fn compile(folder: &Path, name: &str, libraries: &[&str]) -> PathBuf {
         .arg("-I")
         .arg(source.join("include"))
         .arg("-I")
-        .arg(source.join("ggml/include"));
+        .arg(source.join("ggml/include"))
+        .arg("-I")
+        .arg(source.join("ggml/src"));
     command
         .arg("-L")
         .arg(llama())
@@ -100,4 +102,37 @@ fn no_host() {
         "{}",
         said(&out)
     );
+}
+
+/// The header that `moqa run` makes opens only where no GPU can get the experts.
+#[test]
+fn a_stand_in_stays_closed_beside_a_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "guard", &["-lggml", "-lggml-base"]);
+    let stand_in = folder.path().join("stand-in");
+    let run = |device: &str, cpu_experts: Option<&str>| {
+        std::fs::write(&stand_in, b"MOQA and more").unwrap();
+        let mut command = Command::new(&program);
+        command
+            .arg(device)
+            .arg(plugin())
+            .env("MOQA_STAND_IN", &stand_in)
+            .env_remove("LLAMA_ARG_CPU_MOE");
+        if let Some(value) = cpu_experts {
+            command.env("LLAMA_ARG_CPU_MOE", value);
+        }
+        let out = command.output().unwrap();
+        // The library itself is loaded all the same.
+        assert!(out.status.success(), "{}", said(&out));
+        (std::fs::read(&stand_in).unwrap(), said(&out))
+    };
+    assert_eq!(run("cpu", None).0, b"GGUF and more");
+    assert_eq!(run("gpu", Some("1")).0, b"GGUF and more");
+    for value in [None, Some("0"), Some("off"), Some("")] {
+        let (bytes, text) = run("gpu", value);
+        assert_eq!(bytes, b"MOQA and more", "{value:?}");
+        for part in ["Pretended0", "LLAMA_ARG_CPU_MOE=1", "-ngl 0"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
 }

@@ -194,3 +194,53 @@ fn damage_is_an_error_before_anything_is_computed() {
         }
     }
 }
+
+/// Random damage of header and seal: never a figure, never a crash.
+#[test]
+fn random_damage_never_goes_unnoticed() {
+    let files = files();
+    let whole = std::fs::read(&files.mixed).unwrap();
+    let experts: Vec<Tensor> = tensors(&whole).into_iter().filter(is_expert).collect();
+    let path = files.folder.path().join("damaged.gguf");
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut below = |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % n
+    };
+    for round in 0..20 {
+        let tensor = &experts[below(experts.len())];
+        let shape = shape(tensor);
+        let size = Type::Q8_0.row_bytes(shape.n_in as usize).unwrap()
+            * (shape.n_out * shape.n_expert) as usize;
+        let header = header_bytes(shape.n_expert) as usize;
+        let mut damaged = whole.clone();
+        for _ in 0..[1, 1, 3, 30][round % 4] {
+            let at = below(header + SEAL_BYTES as usize);
+            let at = if at < header {
+                at
+            } else {
+                size - SEAL_BYTES as usize + at - header
+            };
+            damaged[tensor.offset + at] ^= 1 + below(255) as u8;
+        }
+        if damaged == whole {
+            continue;
+        }
+        std::fs::write(&path, damaged).unwrap();
+        let arguments = [&[][..], &["--load-mode", "none"]][round % 2];
+        let said = files.run(&path, true, arguments);
+        assert!(
+            said.perplexity.is_none() && said.code == Some(1),
+            "round {round}: {:?} {}",
+            said.code,
+            said.text
+        );
+        assert!(
+            said.text.contains(&tensor.name) && said.text.contains("no context is made"),
+            "round {round}: {}",
+            said.text
+        );
+    }
+}

@@ -12,11 +12,13 @@ use moqa_kernels::Type;
 
 use abi::Abi;
 use probe::Numbers;
-use symbols::Symbols;
+use symbols::{Registry, Symbols};
 
 /// A host that this library knows.
 pub struct Host {
     pub symbols: Symbols,
+    /// What lists the backends; `None` in a program with ggml's base library alone.
+    pub registry: Option<Registry>,
     pub abi: Abi,
     pub numbers: Numbers,
 }
@@ -34,6 +36,7 @@ pub fn host() -> Result<&'static Host, &'static str> {
         let numbers = probe::numbers(&symbols).map_err(|e| e.to_string())?;
         Ok(Host {
             symbols,
+            registry,
             abi,
             numbers,
         })

@@ -104,6 +104,8 @@ pub struct Perplexity<'a> {
 /// What llama-perplexity said.
 pub struct Said {
     pub success: bool,
+    /// `None` where a signal ended it.
+    pub code: Option<i32>,
     pub perplexity: Option<f64>,
     pub text: String,
 }
@@ -143,6 +145,7 @@ impl Perplexity<'_> {
             .and_then(|t| t.split_whitespace().next()?.parse().ok());
         Said {
             success: out.status.success(),
+            code: out.status.code(),
             perplexity,
             text,
         }
