@@ -6,6 +6,7 @@
 //! of threads.
 
 pub mod experts;
+pub mod glu;
 pub mod product;
 pub mod rows;
 
@@ -14,6 +15,7 @@ use std::sync::Mutex;
 use moqa_kernels::{Activation, Isa, Scratch, matmul};
 
 use crate::pool::{Panicked, Pool, lock};
+use glu::Glu;
 use product::{Product, row_offset};
 use rows::Input;
 
@@ -53,6 +55,10 @@ const TASK_TOKENS: usize = 128;
 const QUANTIZED_PER_MICROSECOND: u64 = 500;
 /// Multiplications that a thread does in a microsecond, about.
 const MULTIPLIED_PER_MICROSECOND: u64 = 15_000;
+/// Values of gated linear units that a thread computes in a microsecond, about.
+const GATED_PER_MICROSECOND: u64 = 700;
+/// Values of a gated linear unit in a task, at least.
+const GATED_VALUES: usize = 4096;
 
 /// Threads and their memory.
 pub struct Computer {
@@ -66,6 +72,7 @@ pub struct Computer {
 struct ThreadMemory {
     scratch: Scratch,
     values: Vec<f32>,
+    up_values: Vec<f32>,
     act_rows: Vec<u32>,
     out: Vec<f32>,
 }
@@ -115,6 +122,40 @@ impl Computer {
         let result = self.steps(products, &quantized, &tasks, &mut buffers);
         self.buffers = buffers;
         result
+    }
+
+    /// Computes a gated linear unit.
+    ///
+    /// # Errors
+    /// A task panics; results are then incomplete.
+    pub fn glu(&mut self, glu: &Glu<'_>) -> Result<(), Error> {
+        let form = glu.output.form();
+        let (n, n_rows) = (form.ne[0], form.n_rows());
+        if n == 0 || n_rows == 0 {
+            return Ok(());
+        }
+        let rows = (GATED_VALUES / n).max(1);
+        let alone = (n * n_rows) as u64 / GATED_PER_MICROSECOND < self.pool.worthwhile();
+        let memory = &self.threads;
+        self.pool
+            .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
+                let memory = &mut *lock(&memory[thread]);
+                let (x, y) = (&mut memory.values, &mut memory.up_values);
+                x.resize(n, 0.0);
+                y.resize(n, 0.0);
+                for task in tasks {
+                    for row in task * rows..((task + 1) * rows).min(n_rows) {
+                        for ((input, first), values) in [(glu.gate, &mut *x), (glu.up, &mut *y)] {
+                            let offset = row_offset(input.form(), row);
+                            input.read(offset + first * size_of::<f32>(), values);
+                        }
+                        glu.kind.apply(x, y);
+                        // SAFETY: rows of results are disjoint, and each row is in one task.
+                        unsafe { glu.output.write(row_offset(form, row), 0, x) };
+                    }
+                }
+            })?;
+        Ok(())
     }
 
     fn steps(
