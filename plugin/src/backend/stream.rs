@@ -284,9 +284,7 @@ impl Stream {
             self.counts.rows += product.pairs.len() as u64;
         }
         self.counts.steps += 1;
-        self.computer()
-            .step(&products)
-            .map_err(|e| e.to_string())?;
+        self.computer().step(&products).map_err(|e| e.to_string())?;
         drop(products);
         nodes.clear();
         Ok(())
