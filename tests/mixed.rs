@@ -120,7 +120,7 @@ fn what_is_written_is_read_and_unpacks_to_what_was_simulated() {
         let expected: Vec<GgmlType> = (0..16).map(|e| type_of(layer_of(&t.name), e)).collect();
         assert_eq!(m.types, expected);
         // The carrier has room, and no smaller one would.
-        let smaller = moqa::plan::carrier::carriers(&t.dims)
+        let smaller = moqa::mixed::carrier::carriers(&t.dims)
             .into_iter()
             .rfind(|c| c.1 < t.n_bytes());
         let needed = m.layout.sealed_bytes();

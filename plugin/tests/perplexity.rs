@@ -99,6 +99,29 @@ fn floats() {
 
 /// The file read into memory instead of mapped: the weights come behind the library's back.
 #[test]
+fn every_digit_is_the_same_with_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let model = quantize(folder.path(), "Q4_K_M", &[]);
+    let run = |threads| {
+        let said = Perplexity {
+            model: &model,
+            text: &text,
+            plugin: true,
+            environment: &[],
+            arguments: &["-t", threads],
+        }
+        .run();
+        assert!(said.computed().0 >= PRODUCTS, "{}", said.text);
+        said.perplexity
+            .unwrap_or_else(|| panic!("no perplexity: {}", said.text))
+    };
+    let one = run("1");
+    assert_eq!(one, run("1"), "between runs");
+    assert_eq!(one, run("2"), "between numbers of threads");
+}
+
+#[test]
 fn without_a_mapped_file() {
     let folder = tempfile::tempdir().unwrap();
     let text = text(folder.path());

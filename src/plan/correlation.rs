@@ -24,7 +24,7 @@ impl Pairs {
             return None;
         }
         let energy: f64 = (0..n).map(|e| measured.outputs[e * n + e]).sum();
-        if !(energy > 0.0) {
+        if energy.is_nan() || energy <= 0.0 {
             return None;
         }
         let mut products: Vec<f64> = measured.outputs.iter().map(|x| 2.0 * x / energy).collect();

@@ -82,9 +82,11 @@ pub fn refit(
         bar: &bar,
     };
 
-    let mut original = Pass::default();
-    original.energies = names(&first).chain(names(&last)).collect();
-    original.keeps_logits = options.routers;
+    let mut original = Pass {
+        energies: names(&first).chain(names(&last)).collect(),
+        keeps_logits: options.routers,
+        ..Pass::default()
+    };
     bench.run(&mut original)?;
 
     let install = |handles: &mut WeightHandles<'_>,

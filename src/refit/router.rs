@@ -100,7 +100,7 @@ impl Regression {
                 }
             }
             let pivot = row[i];
-            if !(pivot > 0.0) {
+            if pivot.is_nan() || pivot <= 0.0 {
                 return None;
             }
             let root = pivot.sqrt();

@@ -260,8 +260,28 @@ fn supports(host: &'static Host, op: Tensor<'_>) -> bool {
         }
         return reason.is_none() || is_mixed(host, weights);
     }
+    if is_glu_of_experts(host, op) {
+        return true;
+    }
     // Whatever else is done with a mixed container, nobody else may take its bytes for numbers; computing it fails.
     op.sources().any(|src| is_mixed(host, src))
+}
+
+/// Whether it is a gated linear unit of products that are computed here: others stay where their sources are.
+fn is_glu_of_experts(host: &'static Host, op: Tensor<'_>) -> bool {
+    if op.glu().is_none() {
+        return false;
+    }
+    let is_row_of_floats = |t: Tensor<'_>| t.is_f32() && t.nb()[0] == size_of::<f32>();
+    is_row_of_floats(op)
+        && op.sources().all(|source| {
+            let product = source.root();
+            is_row_of_floats(source)
+                && product.op() == host.numbers.mul_mat_id
+                && product.src(0).is_some_and(|weights| {
+                    is_ours(host, weights) && refusal(host, product, weights).is_none()
+                })
+        })
 }
 
 /// Whether a tensor lies in a buffer of our type, or is offered with an empty one.

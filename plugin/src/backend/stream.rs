@@ -10,8 +10,9 @@ use super::guarded_or;
 use super::tensor::Tensor;
 use crate::compute::Computer;
 use crate::compute::experts::Experts;
+use crate::compute::glu::{Glu, Kind};
 use crate::compute::product::Product;
-use crate::compute::rows::Output;
+use crate::compute::rows::{self, Input, Output};
 use crate::host::Host;
 use crate::host::symbols::openmp_of_cpu_backend;
 use crate::log::{debug, error, fatal};
@@ -47,6 +48,7 @@ struct Counts {
     by_ids: u64,
     dense: u64,
     mixed: u64,
+    glu: u64,
     rows: u64,
     steps: u64,
 }
@@ -119,8 +121,14 @@ unsafe extern "C" fn free(backend: sys::ggml_backend_t) {
             let stream = Box::from_raw(context);
             let counts = &lock(&stream).counts;
             debug!(
-                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows",
-                counts.graphs, counts.by_ids, counts.mixed, counts.dense, counts.steps, counts.rows
+                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows, {} GLU nodes",
+                counts.graphs,
+                counts.by_ids,
+                counts.mixed,
+                counts.dense,
+                counts.steps,
+                counts.rows,
+                counts.glu
             );
             host.abi.free_backend(backend);
         }
@@ -212,6 +220,17 @@ impl Stream {
                 continue;
             }
             if tensor.op() != n.mul_mat_id && tensor.op() != n.mul_mat {
+                if let Some((kind, swapped)) = tensor.glu() {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        self.flush(host, &mut step)?;
+                        self.glu(tensor, kind, swapped)?;
+                    }
+                    if self.aborted() {
+                        return Ok(sys::GGML_STATUS_ABORTED);
+                    }
+                    continue;
+                }
                 return Err(format!(
                     "{}: {} is not computed here; was it given the bytes of a mixed tensor?",
                     tensor.name(),
@@ -257,15 +276,6 @@ impl Stream {
         let products: Result<Vec<_>, _> =
             nodes.iter().map(|n| unsafe { n.product(host) }).collect();
         let products = products?;
-        if self
-            .computer
-            .as_ref()
-            .is_none_or(|c| c.threads() != self.threads)
-        {
-            // The old threads end before new ones begin.
-            self.computer = None;
-            self.computer = Some(Computer::new(pool(self.threads)));
-        }
         for (node, product) in nodes.iter().zip(&products) {
             let by_ids = node.tensor.op() == host.numbers.mul_mat_id;
             self.counts.by_ids += u64::from(by_ids);
@@ -274,12 +284,72 @@ impl Stream {
             self.counts.rows += product.pairs.len() as u64;
         }
         self.counts.steps += 1;
-        if let Some(computer) = &mut self.computer {
-            computer.step(&products).map_err(|e| e.to_string())?;
-        }
+        self.computer().step(&products).map_err(|e| e.to_string())?;
         drop(products);
         nodes.clear();
         Ok(())
+    }
+
+    /// Computes a gated linear unit.
+    ///
+    /// # Safety
+    /// `tensor` is a node that the host wants computed, its tensors are allocated and nobody else's while this runs.
+    unsafe fn glu(&mut self, tensor: Tensor<'_>, kind: Kind, swapped: bool) -> Result<(), String> {
+        let name = tensor.name();
+        let error = |e: &dyn std::fmt::Display| format!("{name}: {e}");
+        let gate = tensor.src(0).ok_or_else(|| error(&"it has no gate"))?;
+        // SAFETY: the caller's promise.
+        let output = unsafe { tensor.output() }.map_err(|e| error(&e))?;
+        let mut copies = [Vec::new(), Vec::new()];
+        let [first, second] = &mut copies;
+        // SAFETY: the caller's promise; where results lie over a source, that is copied before they are written.
+        let (gate, up) = unsafe {
+            let gate = source(gate, &output, first).map_err(|e| error(&e))?;
+            let up = tensor.src(1).map(|up| source(up, &output, second));
+            (gate, up.transpose().map_err(|e| error(&e))?)
+        };
+        let glu = Glu::new(name.to_string(), kind, gate, up, swapped, output);
+        let glu = glu.map_err(|e| error(&e))?;
+        self.counts.glu += 1;
+        self.computer()
+            .glu(&glu)
+            .map_err(|e| format!("{}: {e}", glu.name))
+    }
+
+    /// The threads, as many as the host wants.
+    fn computer(&mut self) -> &mut Computer {
+        if self
+            .computer
+            .as_ref()
+            .is_some_and(|c| c.threads() != self.threads)
+        {
+            // The old threads end before new ones begin.
+            self.computer = None;
+        }
+        let threads = self.threads;
+        self.computer
+            .get_or_insert_with(|| Computer::new(pool(threads)))
+    }
+}
+
+/// The values of a tensor, from `copy` if `output` lies over them: the host may have results written in place.
+///
+/// # Safety
+/// As for [`Tensor::input`].
+unsafe fn source<'a>(
+    tensor: Tensor<'a>,
+    output: &Output<'_>,
+    copy: &'a mut Vec<u8>,
+) -> Result<Input<'a>, rows::Error> {
+    // SAFETY: the caller's promise, and the copy is as long.
+    unsafe {
+        let input = tensor.input()?;
+        let (data, size) = input.memory();
+        if !output.overlaps(data, size) {
+            return Ok(input);
+        }
+        copy.extend_from_slice(std::slice::from_raw_parts(data, size));
+        Input::new(copy.as_ptr(), input.form())
     }
 }
 

@@ -7,6 +7,7 @@ use ggml_backend_sys as sys;
 use moqa_kernels::Type;
 use moqa_mixed::Shape;
 
+use crate::compute::glu;
 use crate::compute::rows::{self, Form, Input, Output};
 use crate::host::Host;
 
@@ -81,6 +82,32 @@ impl<'a> Tensor<'a> {
             }
             CStr::from_ptr(name).to_string_lossy()
         }
+    }
+
+    /// If it is a gated linear unit of a known kind: the kind, and whether gate and up are swapped in the rows of one
+    /// source.
+    pub fn glu(&self) -> Option<(glu::Kind, bool)> {
+        let symbols = &self.host.symbols;
+        let (kind_of, name_of) = (symbols.ggml_get_glu_op?, symbols.ggml_glu_op_name?);
+        if self.op_name() != "GLU" {
+            return None;
+        }
+        let [op, swapped, alpha, limit, ..] = self.raw.op_params;
+        // SAFETY: the tensor is of this operation, for which the host reads and knows the number.
+        let name = unsafe {
+            // Parameters lie where our struct has them.
+            if i64::from(kind_of(self.raw)) != i64::from(op) {
+                return None;
+            }
+            let name = name_of(kind_of(self.raw));
+            if name.is_null() {
+                return None;
+            }
+            CStr::from_ptr(name).to_str().ok()?
+        };
+        let float = |bits: i32| f32::from_bits(bits.cast_unsigned());
+        let kind = glu::Kind::from_name(name, float(alpha), float(limit))?;
+        Some((kind, swapped != 0))
     }
 
     /// Its type, if the kernels know it.

@@ -189,6 +189,12 @@ impl<'a> Product<'a> {
             .sum()
     }
 
+    /// Rows of weights that it reads.
+    pub fn weight_rows(&self) -> usize {
+        let used = (0..self.experts.count()).filter(|e| !self.of(*e).is_empty());
+        used.count() * self.experts.n_out()
+    }
+
     /// The pairs of an expert.
     pub fn of(&self, expert: usize) -> &[Pair] {
         &self.pairs[self.starts[expert]..self.starts[expert + 1]]

@@ -508,6 +508,57 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn gated_units_of_any_rows_and_threads() {
+    use super::glu::{Glu, Kind};
+    let mut random = Random(77);
+    for (n, n_slots, n_tokens, gap) in [
+        (1, 1, 1, 0),
+        (33, 3, 2, 8),
+        (1024, 8, 1, 0),
+        (768, 8, 70, 4),
+    ] {
+        let wide = form([2 * n, n_slots, n_tokens, 1], gap);
+        let narrow = form([n, n_slots, n_tokens, 1], gap);
+        let values = random.floats(2 * n * n_slots * n_tokens);
+        let others = random.floats(n * n_slots * n_tokens);
+        let (both, up) = (with_gaps(&values, wide), with_gaps(&others, narrow));
+        let kind = Kind::Swiglu;
+        let run = |threads: usize, halves: bool, swapped: bool| {
+            let mut out = vec![0x55; span(narrow)];
+            // SAFETY: the vectors are as long as the forms say; of a wide row the front is a gate's.
+            unsafe {
+                let gate_form = Form {
+                    nb: wide.nb,
+                    ..narrow
+                };
+                let gate_form = if halves { wide } else { gate_form };
+                let gate = Input::new(both.as_ptr(), gate_form).unwrap();
+                let up = (!halves).then(|| Input::new(up.as_ptr(), narrow).unwrap());
+                let output = Output::new(out.as_mut_ptr(), narrow).unwrap();
+                let glu = Glu::new("test".into(), kind, gate, up, swapped, output).unwrap();
+                Computer::new(Pool::new(threads)).glu(&glu).unwrap();
+            }
+            floats(&out, narrow)
+        };
+        for (halves, swapped) in [(false, false), (true, false), (true, true)] {
+            let found = run(1, halves, swapped);
+            for (row, found) in found.chunks_exact(n).enumerate() {
+                let both = &values[2 * n * row..][..2 * n];
+                let (first, second) = both.split_at(n);
+                let (mut x, y) = match (halves, swapped) {
+                    (false, _) => (first.to_vec(), &others[n * row..][..n]),
+                    (true, false) => (first.to_vec(), second),
+                    (true, true) => (second.to_vec(), first),
+                };
+                kind.apply(&mut x, y);
+                assert_eq!(x, found, "{n} {n_slots} {n_tokens} row {row}");
+            }
+            assert_eq!(found, run(3, halves, swapped));
+        }
+    }
+}
+
+#[test]
 fn expert_numbers_of_a_view() {
     // Two of four numbers of each token, as `ffn_moe_topk` is a view of all experts sorted.
     let all: Vec<u8> = (0..12i32).flat_map(i32::to_ne_bytes).collect();

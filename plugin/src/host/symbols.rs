@@ -29,6 +29,9 @@ macro_rules! symbols {
             $(pub $name: unsafe extern "C" fn($($arg),*) $(-> $ret)?,)*
             /// ggml's log, which programs redirect; hosts without it get messages on the standard error stream.
             pub ggml_log_internal: Option<unsafe extern "C" fn(sys::ggml_log_level, *const c_char, ...)>,
+            /// The kind of a gated linear unit and its name; hosts without them keep these operations.
+            pub ggml_get_glu_op: Option<unsafe extern "C" fn(*const sys::ggml_tensor) -> sys::ggml_glu_op>,
+            pub ggml_glu_op_name: Option<unsafe extern "C" fn(sys::ggml_glu_op) -> *const c_char>,
             /// Present from the versions that copy tensors in two dimensions on.
             pub has_2d: bool,
             /// Present from backend API 3 on.
@@ -51,6 +54,14 @@ macro_rules! symbols {
                             *mut c_void,
                             Option<unsafe extern "C" fn(sys::ggml_log_level, *const c_char, ...)>,
                         >(log),
+                        ggml_get_glu_op: std::mem::transmute::<
+                            *mut c_void,
+                            Option<unsafe extern "C" fn(*const sys::ggml_tensor) -> sys::ggml_glu_op>,
+                        >(find(c"ggml_get_glu_op")),
+                        ggml_glu_op_name: std::mem::transmute::<
+                            *mut c_void,
+                            Option<unsafe extern "C" fn(sys::ggml_glu_op) -> *const c_char>,
+                        >(find(c"ggml_glu_op_name")),
                         has_2d: !find(c"ggml_backend_tensor_set_2d").is_null(),
                         has_alloc_n: !find(c"ggml_backend_buft_alloc_buffer_n").is_null(),
                     }
@@ -61,6 +72,8 @@ macro_rules! symbols {
             #[allow(dead_code)]
             fn same_types(&mut self) {
                 $(self.$name = sys::$name;)*
+                self.ggml_get_glu_op = Some(sys::ggml_get_glu_op);
+                self.ggml_glu_op_name = Some(sys::ggml_glu_op_name);
             }
         }
     };

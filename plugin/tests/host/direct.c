@@ -60,6 +60,70 @@ static int n_threads_now(void) {
     return n - 2;
 }
 
+// Gated linear units of products, in one graph with them: against ggml's formulas over the graph's own products.
+static void gated_units(ggml_backend_dev_t dev, ggml_backend_t backend, struct ggml_tensor * w, struct ggml_tensor * x, struct ggml_tensor * ids) {
+    struct ggml_init_params params = { ggml_tensor_overhead() * 64 + ggml_graph_overhead(), NULL, true };
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * gate = ggml_mul_mat_id(ctx, w, x, ids);
+    struct ggml_tensor * up = ggml_mul_mat_id(ctx, w, ggml_view_3d(ctx, x, N_IN, 1, N_TOKENS, x->nb[1], x->nb[2], x->nb[1]), ids);
+    // gate and up in one row, as a fused tensor gives them: 18 values each
+    struct ggml_tensor * left = ggml_view_3d(ctx, gate, 18, N_USED, N_TOKENS, gate->nb[1], gate->nb[2], 0);
+    struct ggml_tensor * right = ggml_view_3d(ctx, gate, 18, N_USED, N_TOKENS, gate->nb[1], gate->nb[2], 18 * sizeof(float));
+    struct ggml_tensor * whole = ggml_view_3d(ctx, gate, 36, N_USED, N_TOKENS, gate->nb[1], gate->nb[2], 0);
+    struct ggml_tensor * nodes[] = {
+        ggml_swiglu_split(ctx, gate, up),
+        ggml_geglu_split(ctx, gate, up),
+        ggml_reglu_split(ctx, gate, up),
+        ggml_geglu_quick_split(ctx, gate, up),
+        ggml_swiglu_oai(ctx, gate, up, 1.702f, 1.5f),
+        ggml_swiglu_split(ctx, left, right),
+        ggml_swiglu(ctx, whole),
+        ggml_swiglu_swapped(ctx, whole),
+    };
+    enum { N = sizeof(nodes) / sizeof(nodes[0]) };
+    struct ggml_cgraph * graph = ggml_new_graph(ctx);
+    for (int i = 0; i < N; i++) {
+        CHECK(ggml_backend_dev_supports_op(dev, nodes[i]), "GLU %d is not taken", i);
+        ggml_build_forward_expand(graph, nodes[i]);
+    }
+    CHECK(!ggml_backend_dev_supports_op(dev, ggml_geglu_erf_split(ctx, gate, up)), "GEGLU_ERF is taken");
+    CHECK(!ggml_backend_dev_supports_op(dev, ggml_swiglu_split(ctx, x, x)), "GLU of no products is taken");
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_dev_buffer_type(dev));
+    CHECK(buffer, "no buffer for activations");
+    CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "graph of GLU");
+    for (int n = 0; n < N; n++) {
+        const int width = (int) nodes[n]->ne[0];
+        for (int row = 0; row < N_USED * N_TOKENS; row++) {
+            const float * g = (const float *) gate->data + row * N_OUT;
+            const float * u = n < 5 ? (const float *) up->data + row * N_OUT : g + 18;
+            if (n == 7) {
+                u = g;
+                g += 18;
+            }
+            const float * found = (const float *) nodes[n]->data + row * width;
+            for (int i = 0; i < width; i++) {
+                double a = g[i], b = u[i], expected;
+                if (n == 1) {
+                    expected = 0.5 * a * (1 + tanh(sqrt(2 / 3.14159265358979323846) * a * (1 + 0.044715 * a * a))) * b;
+                } else if (n == 2) {
+                    expected = a > 0 ? a * b : 0;
+                } else if (n == 3) {
+                    expected = a / (1 + exp(-1.702 * a)) * b;
+                } else if (n == 4) {
+                    a = a < 1.5 ? a : 1.5;
+                    b = b < -1.5 ? -1.5 : b > 1.5 ? 1.5 : b;
+                    expected = a / (1 + exp(-1.702 * a)) * (b + 1);
+                } else {
+                    expected = a / (1 + exp(-a)) * b;
+                }
+                CHECK(fabs(found[i] - expected) <= 1e-5 * fabs(expected) + 1e-6, "GLU %d, row %d: %g for %g", n, row, found[i], expected);
+            }
+        }
+    }
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+}
+
 static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum ggml_type type, int threads, int mapped) {
     ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
     CHECK(backend, "no stream");
@@ -144,6 +208,8 @@ static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum
             }
         }
     }
+
+    gated_units(dev, backend, w, x, ids);
 
     // an expert that there is not
     const int32_t bad[] = { -1, N_EXPERT, 1 << 30 };
