@@ -700,10 +700,14 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         }
     }
     // Absent from files of earlier versions.
-    if let (Some(Array::I32(tokens)), Some(Array::U64(lengths))) = (
-        meta.get_array(&format!("{SAMPLE}.tokens")),
-        meta.get_array(&format!("{SAMPLE}.lengths")),
-    ) {
+    let (tokens_key, lengths_key) = (format!("{SAMPLE}.tokens"), format!("{SAMPLE}.lengths"));
+    if meta.get(&tokens_key).is_some() || meta.get(&lengths_key).is_some() {
+        let Some(Array::I32(tokens)) = meta.get_array(&tokens_key) else {
+            bail!(wrong(&tokens_key))
+        };
+        let Some(Array::U64(lengths)) = meta.get_array(&lengths_key) else {
+            bail!(wrong(&lengths_key))
+        };
         let mut rest = tokens.as_slice();
         for n in lengths {
             let chunk = usize::try_from(*n)
