@@ -32,6 +32,14 @@ impl<'a> Job<'a> {
     pub fn activation(&self, t: usize) -> &'a [u8] {
         &self.acts[self.act_rows[t] as usize * self.act_bytes..][..self.act_bytes]
     }
+
+    /// The `N` weight rows from the job's row `first` on; past the last one again the last one, to be computed and
+    /// dropped.
+    #[inline]
+    pub fn weight_rows<const N: usize>(&self, first: usize) -> [&'a [u8]; N] {
+        let last = self.rows.len() - 1;
+        std::array::from_fn(|i| self.weights.row(self.rows.start + (first + i).min(last)))
+    }
 }
 
 /// Multiply rows of weights with rows of activations:

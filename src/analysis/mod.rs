@@ -4,6 +4,7 @@ pub mod calibration;
 mod collect;
 mod distribution;
 mod error;
+mod exchange;
 pub mod imatrix;
 mod importance;
 pub mod routing;
@@ -18,6 +19,7 @@ pub use distribution::{
     Distributions, MatrixDistribution, complete_distributions, measure_distributions,
 };
 pub use error::{ErrorTable, TensorErrors, measure_errors};
+pub(crate) use exchange::Exchange;
 pub use importance::{Importance, Unreached};
 pub use sensitivity::{Probe, SensitivityOptions, measure as measure_sensitivity};
 pub use stages::{Stage, Stages};

@@ -5,12 +5,13 @@
 use anyhow::{Context as _, Result};
 use rayon::prelude::*;
 
+use super::exchange::Exchange;
 use super::importance::Importance;
 use crate::ggml;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::metrics::TopK;
 use crate::progress::Progress;
-use crate::runtime::{AlignedBytes, Context, ContextOptions, Model, WeightHandles};
+use crate::runtime::{Context, ContextOptions, Model, WeightHandles};
 
 /// Tokens of the reference distribution that are compared one by one.
 const KEPT_TOKENS: usize = 1024;
@@ -79,7 +80,13 @@ pub fn measure(
             .tensor(name)
             .with_context(|| format!("tensor {name}: not in the model"))?;
         if handles.contains(name) && can_quantize(tensor, *ty, importance) {
-            let bytes = quantize_whole(source, tensor, *ty, importance, options.n_threads)
+            let exact = Exchange {
+                type_of: &|_| *ty,
+                finish: &|_, _, _| Ok(()),
+                out_type: *ty,
+            };
+            let bytes = exact
+                .quantize(source, tensor, importance, options.n_threads)
                 .with_context(|| format!("{}: tensor {name}", source.paths()[0].display()))?;
             handles.replace(name, *ty, bytes)?;
             let measured = bench.divergence();
@@ -174,43 +181,4 @@ fn can_quantize(tensor: &TensorInfo, ty: GgmlType, importance: &Importance) -> b
             || importance
                 .of(&tensor.name, 0, tensor.ne(0) as usize)
                 .is_some())
-}
-
-/// The whole tensor in type `ty`.
-///
-/// # Errors
-/// A value cannot be quantized.
-fn quantize_whole(
-    source: &Gguf,
-    tensor: &TensorInfo,
-    ty: GgmlType,
-    importance: &Importance,
-    n_threads: usize,
-) -> Result<AlignedBytes> {
-    let n_in = tensor.ne(0) as usize;
-    let rows_per_matrix = tensor.ne(1) as usize;
-    let row_bytes = ty
-        .row_bytes(n_in as u64)
-        .context("rows do not hold whole blocks")? as usize;
-    let mut out = AlignedBytes::zeroed(row_bytes * tensor.n_rows() as usize);
-    // Blocks of rows within one matrix.
-    let per_block = rows_per_matrix.div_ceil((4 * n_threads).max(1)).max(1);
-    let mut blocks: Vec<(usize, &mut [u8])> = Vec::new();
-    for (matrix, bytes) in out.chunks_mut(row_bytes * rows_per_matrix).enumerate() {
-        for (i, part) in bytes.chunks_mut(row_bytes * per_block).enumerate() {
-            blocks.push((matrix * rows_per_matrix + i * per_block, part));
-        }
-    }
-    blocks.into_par_iter().try_for_each(|(first_row, dst)| {
-        let n_rows = dst.len() / row_bytes;
-        let mut values = vec![0f32; n_rows * n_in];
-        ggml::decode(
-            tensor.ty,
-            &source.rows(tensor, first_row as u64..(first_row + n_rows) as u64)?,
-            &mut values,
-        )?;
-        let imp = importance.of(&tensor.name, first_row / rows_per_matrix, n_in);
-        ggml::encode(ty, &values, n_in, imp, dst).with_context(|| format!("from row {first_row}"))
-    })?;
-    Ok(out)
 }

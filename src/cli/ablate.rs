@@ -12,9 +12,9 @@ use crate::analysis::{
 };
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::output::{Scratch, check_writable, write_file};
+use crate::refit;
 use crate::report::{AblationBar, ReportData, render};
-use crate::runtime::{Model, ModelOptions, Preset};
-use crate::{plan, refit};
+use crate::runtime::{ModelOptions, Preset};
 
 /// Measure what each stage of the analysis is worth: plans without it, at the same bytes, on the same text
 ///
@@ -132,15 +132,18 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
             let plan = steps::plan(&source, analysis, &budget, &strategy, global)?;
             let importance = Importance::new(analysis, Unreached::default());
             let report = {
-                let _exchanged = exchange(
+                let _exchanged = refit::refit_in_place(
                     &model,
-                    &source,
-                    analysis,
+                    &source.gguf,
                     &plan,
                     &importance,
-                    *off,
-                    &args.data,
-                    global,
+                    &analysis.sample.chunks,
+                    refit::RefitOptions {
+                        scales: !args.data.no_refit && *off != Some(Stage::Mapping),
+                        routers: !args.data.no_refit && *off != Some(Stage::Correlation),
+                        n_threads: global.n_threads(),
+                    },
+                    &progress,
                 )?;
                 let mut reference = LogitsReader::open(logits.path())?;
                 let file = Reference::File(&mut reference);
@@ -183,42 +186,6 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
         write_file(path, render(&data).as_bytes())?;
     }
     global.print(&outcome, || outcome.to_text())
-}
-
-/// Puts what the plan makes of the model in its place, fitted as far as the stages allow.
-#[allow(clippy::too_many_arguments)]
-fn exchange<'m>(
-    model: &'m Model,
-    source: &steps::Source,
-    analysis: &Analysis,
-    plan: &plan::Plan,
-    importance: &Importance,
-    off: Option<Stage>,
-    data: &DataArgs,
-    global: &Global,
-) -> Result<crate::runtime::WeightHandles<'m>> {
-    let options = refit::RefitOptions {
-        scales: !data.no_refit && off != Some(Stage::Mapping),
-        routers: !data.no_refit && off != Some(Stage::Correlation),
-        n_threads: global.n_threads(),
-    };
-    let fitted = refit::refit(
-        model,
-        &source.gguf,
-        plan,
-        importance,
-        &analysis.sample.chunks,
-        options,
-        &global.progress(),
-    )?;
-    refit::exchange(
-        model,
-        &source.gguf,
-        plan,
-        &fitted,
-        importance,
-        options.n_threads,
-    )
 }
 
 fn mean(values: &[f64]) -> f64 {

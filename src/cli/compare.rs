@@ -65,7 +65,6 @@ const ORIGINAL: &str = "original";
 struct Bench<'a> {
     source: &'a steps::Source,
     importance: &'a Importance,
-    analysis: &'a Analysis,
     data: &'a DataArgs,
     logits: Scratch,
     folder: &'a Path,
@@ -96,7 +95,6 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     let mut bench = Bench {
         source: &source,
         importance: &importance,
-        analysis: &analysis.clone(),
         data: &args.data,
         logits: Scratch::new(temporary.path().join("reference.logits")),
         folder,
@@ -150,12 +148,12 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
         };
         let plan = steps::plan(&source, &mut analysis, &budget, &args.strategy, global)?;
         if plan.expert_types().is_empty() {
-            points.push(bench.plan(preset, &plan, PointKind::Moqa, &chunks)?);
+            points.push(bench.plan(preset, &plan, &analysis, PointKind::Moqa, &chunks)?);
         }
         if args.per_expert {
             let strategy = args.strategy.clone().per_expert();
             let plan = steps::plan(&source, &mut analysis, &budget, &strategy, global)?;
-            points.push(bench.plan(preset, &plan, PointKind::MoqaPerExpert, &chunks)?);
+            points.push(bench.plan(preset, &plan, &analysis, PointKind::MoqaPerExpert, &chunks)?);
         }
         last_plan = Some(plan);
     }
@@ -206,6 +204,7 @@ impl Bench<'_> {
         &mut self,
         preset: Preset,
         plan: &Plan,
+        analysis: &Analysis,
         kind: PointKind,
         chunks: &[Vec<i32>],
     ) -> Result<CurvePoint> {
@@ -217,7 +216,7 @@ impl Bench<'_> {
         let progress = self.global.progress();
         let refit = steps::refit(
             self.source,
-            self.analysis,
+            analysis,
             plan,
             self.importance,
             self.data,

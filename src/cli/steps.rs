@@ -10,12 +10,12 @@ use crate::analysis::{
     self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions, Stage,
     Unreached, chunk_tokens,
 };
-use crate::encode::{EncodeReport, Refit, output_metadata, shard_layouts};
+use crate::encode::{EncodeReport, Refit};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Plan, PlanInputs, plan_for};
+use crate::plan::{Candidates, Plan, PlanInputs, plan_bytes, plan_for};
 use crate::refit::{self, RefitOptions};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
@@ -520,11 +520,7 @@ pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool)
         let memory = MemoryFile::header_only(source)?;
         preset_types(memory.path(), preset, with_importance)?
     };
-    let metadata = output_metadata(source, &types, &[]);
-    Ok(shard_layouts(source, &metadata, &types, None)?
-        .iter()
-        .map(crate::gguf::GgufLayout::file_size)
-        .sum())
+    plan_bytes(source, &types, &[])
 }
 
 /// A short account of a plan.

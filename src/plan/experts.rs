@@ -92,10 +92,6 @@ pub(super) fn packings(
             })
             .collect();
         let overhead = moqa_mixed::header_bytes(shape.n_expert) + moqa_mixed::SEAL_BYTES;
-        let largest: u64 = options
-            .iter()
-            .map(|o| o.iter().map(|c| c.bytes).max().unwrap_or(0))
-            .fold(0, u64::saturating_add);
         let found = carrier::carriers(&tensor.dims)
             .into_par_iter()
             .map(|(_, bytes)| -> Result<Option<Packing>> {
@@ -112,7 +108,7 @@ pub(super) fn packings(
                     exchange(&mut picks, &options, costs, pairs, room);
                 }
                 let first = picks.first().context("no experts")?;
-                if picks.iter().all(|p| p == first) || room > largest.saturating_mul(2) {
+                if picks.iter().all(|p| p == first) {
                     // As an ordinary tensor it is among the others.
                     return Ok(None);
                 }

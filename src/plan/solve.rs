@@ -13,7 +13,7 @@ use super::knapsack::{self, Choice, KnapsackError};
 use super::recipe::{Plan, TensorChoice};
 use crate::analysis::{Analysis, Importance};
 use crate::encode::{output_metadata, shard_layouts};
-use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::gguf::{GgmlType, Gguf, GgufLayout, Metadata, TensorInfo};
 use crate::mixed::{Mixture, guard_metadata};
 use crate::model::ModelView;
 
@@ -74,10 +74,17 @@ pub fn plan_bytes(
     types: &BTreeMap<String, GgmlType>,
     records: &[(&str, String)],
 ) -> Result<u64> {
-    let metadata = output_metadata(source, types, records);
-    Ok(shard_layouts(source, &metadata, types, None)?
+    file_bytes(source, &output_metadata(source, types, records), types)
+}
+
+fn file_bytes(
+    source: &Gguf,
+    metadata: &Metadata,
+    types: &BTreeMap<String, GgmlType>,
+) -> Result<u64> {
+    Ok(shard_layouts(source, metadata, types, None)?
         .iter()
-        .map(crate::gguf::GgufLayout::file_size)
+        .map(GgufLayout::file_size)
         .sum())
 }
 
@@ -89,6 +96,13 @@ pub enum Granularity {
     Tensor,
     /// A type for each expert of a merged tensor.
     Expert,
+}
+
+impl Granularity {
+    /// Whether the experts of a tensor may differ.
+    fn mixes(self, tensor: &TensorInfo) -> bool {
+        self == Granularity::Expert && tensor.ne(2) > 1 && tensor.ne(3) == 1
+    }
 }
 
 /// A tensor with the ways to store it.
@@ -157,6 +171,9 @@ pub fn expected_divergence(plan: &Plan, analysis: &Analysis, costs: &CostModel) 
 
 /// Bytes that the header of a file grows by when all of `tensors` are mixed.
 fn guard_bytes(source: &Gguf, tensors: &[&TensorInfo], records: &[(&str, String)]) -> Result<u64> {
+    if tensors.is_empty() {
+        return Ok(0);
+    }
     let each = |t: &&TensorInfo| (t.name.clone(), vec![GgmlType::Q8_0; t.dims.ne(2) as usize]);
     let fits = tensors
         .iter()
@@ -166,11 +183,8 @@ fn guard_bytes(source: &Gguf, tensors: &[&TensorInfo], records: &[(&str, String)
     let plain = output_metadata(source, &types, records);
     let mut guarded = plain.clone();
     guard_metadata(&mut guarded, &mixture);
-    let size = |metadata| -> Result<u64> {
-        let layouts = shard_layouts(source, metadata, &types, None)?;
-        Ok(layouts.iter().map(crate::gguf::GgufLayout::file_size).sum())
-    };
-    Ok(size(&guarded)?.saturating_sub(size(&plain)?))
+    let without = file_bytes(source, &plain, &types)?;
+    Ok(file_bytes(source, &guarded, &types)?.saturating_sub(without))
 }
 
 /// Makes the plan with the smallest expected divergence within the budget.
@@ -204,7 +218,7 @@ pub fn make_plan(
     let mixable: Vec<&TensorInfo> = choices
         .iter()
         .map(|(t, _)| *t)
-        .filter(|t| granularity == Granularity::Expert && t.dims.ne(2) > 1 && t.dims.ne(3) == 1)
+        .filter(|t| granularity.mixes(t))
         .collect();
     let guard = guard_bytes(source, &mixable, inputs.records)?;
     let fixed = plan_bytes(source, &BTreeMap::new(), inputs.records)? - own + guard;
@@ -229,7 +243,7 @@ pub fn make_plan(
         .map(|(tensor, types)| {
             let each = expert_costs(tensor, &types, analysis, &costs)?;
             let pairs = pairs_of(tensor, analysis);
-            let mix = granularity == Granularity::Expert && tensor.ne(2) > 1 && tensor.ne(3) == 1;
+            let mix = granularity.mixes(tensor);
             let packings = packings(tensor, &types, &each, pairs.as_ref(), alignment, mix)?;
             Ok(Item {
                 tensor,

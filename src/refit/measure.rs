@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 
-use super::exchange::{quantized, type_of};
+use super::exchange::{Planned, changed, install, install_routers, type_of};
 use super::router::{Regression, Token, margin};
 use crate::analysis::Importance;
 use crate::encode::{Refit, can_rescale};
 use crate::ggml;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::model::layer_of;
+use crate::model::ModelView;
 use crate::plan::{Plan, TensorChoice};
 use crate::progress::{Bar, Progress};
 use crate::runtime::{Context, ContextOptions, Model, Node, Observer, WeightHandles};
@@ -46,25 +46,50 @@ pub fn refit(
     options: RefitOptions,
     progress: &Progress,
 ) -> Result<Refit> {
+    let fitted = refit_in_place(model, source, plan, importance, sample, options, progress)?;
+    Ok(fitted.0)
+}
+
+/// As [`refit`]; the loaded model then is what the plan makes of it, what was fitted included, until the handles are
+/// dropped.
+///
+/// # Errors
+/// As [`refit`].
+pub fn refit_in_place<'m>(
+    model: &'m Model,
+    source: &Gguf,
+    plan: &Plan,
+    importance: &Importance,
+    sample: &[Vec<i32>],
+    options: RefitOptions,
+    progress: &Progress,
+) -> Result<(Refit, WeightHandles<'m>)> {
     let mut refit = Refit::default();
-    let Some(len) = sample.iter().map(Vec::len).max() else {
-        return Ok(refit);
-    };
     let mut handles = WeightHandles::find(model)?;
-    let tensors: Vec<(&TensorInfo, &TensorChoice)> = plan
-        .tensors
+    let tensors = changed(source, plan, &handles);
+    let put = |handles: &mut WeightHandles<'_>, planned: Planned<'_>, refit: &Refit| {
+        install(
+            handles,
+            source,
+            planned,
+            refit,
+            importance,
+            options.n_threads,
+        )
+    };
+    let len = sample.iter().map(Vec::len).max();
+    let Some(len) = len.filter(|_| options.scales || options.routers) else {
+        for &planned in &tensors {
+            put(&mut handles, planned, &refit)?;
+        }
+        return Ok((refit, handles));
+    };
+    let experts = tensors
         .iter()
-        .filter_map(|c| Some((source.tensor(&c.name)?, c)))
-        .filter(|(t, c)| handles.contains(&t.name) && (!c.experts.is_empty() || c.ty != t.ty))
-        .collect();
-    let experts: Vec<(&TensorInfo, &TensorChoice)> = tensors
-        .iter()
-        .filter(|(t, _)| options.scales && t.name.contains("_exps."))
-        .copied()
-        .collect();
+        .filter(|(t, _)| options.scales && t.name.contains("_exps."));
     // A projection that reads what others of the same experts give is fitted after them.
     let (last, first): (Vec<_>, Vec<_>) = experts
-        .into_iter()
+        .copied()
         .partition(|(t, _)| t.name.contains("ffn_down_exps"));
 
     let passes = 1
@@ -89,18 +114,8 @@ pub fn refit(
     };
     bench.run(&mut original)?;
 
-    let install = |handles: &mut WeightHandles<'_>,
-                   refit: &Refit,
-                   (tensor, choice): (&TensorInfo, &TensorChoice)| {
-        let (ty, bytes) = quantized(source, tensor, choice, refit, importance, options.n_threads)
-            .with_context(|| {
-            format!("{}: tensor {}", source.paths()[0].display(), tensor.name)
-        })?;
-        handles.replace(&tensor.name, ty, bytes)?;
-        anyhow::Ok(())
-    };
-    for &pair in &tensors {
-        install(&mut handles, &refit, pair)?;
+    for &planned in &tensors {
+        put(&mut handles, planned, &refit)?;
     }
     for group in [&first, &last] {
         if group.is_empty() {
@@ -114,21 +129,20 @@ pub fn refit(
         for &(tensor, choice) in group {
             let factors = factors(tensor, choice, &original, &pass);
             refit.scales.insert(tensor.name.clone(), factors);
-            install(&mut handles, &refit, (tensor, choice))?;
+            put(&mut handles, (tensor, choice), &refit)?;
         }
     }
     if options.routers && !original.logits.is_empty() {
-        let mut fit = RouterPass::new(original.logits, source);
+        let mut fit = RouterPass::new(original.logits, source)?;
         bench.run(&mut fit)?;
         refit.routers = fit.finish(source)?;
+        install_routers(&mut handles, source, &refit)?;
     }
     bar.finish();
-    Ok(refit)
+    Ok((refit, handles))
 }
 
-fn names<'a>(
-    group: &'a [(&'a TensorInfo, &'a TensorChoice)],
-) -> impl Iterator<Item = (String, Energy)> + 'a {
+fn names<'a>(group: &'a [Planned<'a>]) -> impl Iterator<Item = (String, Energy)> + 'a {
     let empty = |t: &TensorInfo| Energy {
         sums: vec![0.0; t.ne(2) as usize],
         tokens: vec![0.0; t.ne(2) as usize],
@@ -259,8 +273,8 @@ struct RouterFit {
 }
 
 impl RouterPass {
-    fn new(logits: BTreeMap<String, Vec<f32>>, source: &Gguf) -> Self {
-        let n_used = expert_used_count(source);
+    fn new(logits: BTreeMap<String, Vec<f32>>, source: &Gguf) -> Result<Self> {
+        let n_used = ModelView::new(source)?.n_expert_used;
         let fits = logits
             .into_iter()
             .filter_map(|(name, wanted)| {
@@ -285,7 +299,7 @@ impl RouterPass {
                 Some((name, fit))
             })
             .collect();
-        Self { fits }
+        Ok(Self { fits })
     }
 
     fn finish(self, source: &Gguf) -> Result<BTreeMap<String, Vec<f32>>> {
@@ -316,26 +330,13 @@ impl RouterPass {
 /// The margin at which a token counts `1/e`, as a share of the mean margin.
 const TYPICAL: f64 = 0.5;
 
-fn expert_used_count(source: &Gguf) -> usize {
-    let arch = source
-        .metadata
-        .get_str("general.architecture")
-        .unwrap_or("");
-    let key = format!("{arch}.expert_used_count");
-    source
-        .metadata
-        .get_u64(&key)
-        .and_then(|n| usize::try_from(n).ok())
-        .unwrap_or(0)
-}
-
 impl Observer for RouterPass {
     fn wants(&mut self, node: Node<'_>) -> bool {
         node.is_mul_mat()
             && node.is_f32()
             && node
                 .src(0)
-                .is_some_and(|w| layer_of(w.name()).is_some() && self.fits.contains_key(w.name()))
+                .is_some_and(|w| self.fits.contains_key(w.name()))
             && node.src(1).is_some_and(|x| x.is_f32())
     }
 

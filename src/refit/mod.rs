@@ -13,5 +13,4 @@ mod exchange;
 mod measure;
 mod router;
 
-pub use exchange::exchange;
-pub use measure::{RefitOptions, refit};
+pub use measure::{RefitOptions, refit, refit_in_place};

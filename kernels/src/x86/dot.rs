@@ -45,13 +45,7 @@ fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
 pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
     for first in (0..n_rows).step_by(ROWS) {
-        let mut rows = [&[][..]; ROWS];
-        for (i, row) in rows.iter_mut().enumerate() {
-            // Rows past the last one are computed as the last one and dropped.
-            *row = job
-                .weights
-                .row(job.rows.start + (first + i).min(n_rows - 1));
-        }
+        let rows = job.weight_rows::<ROWS>(first);
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
         while t < job.act_rows.len() {
@@ -164,12 +158,7 @@ fn put<const T: usize>(
 pub(super) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
     for first in (0..n_rows).step_by(ROWS) {
-        let mut rows = [&[][..]; ROWS];
-        for (i, row) in rows.iter_mut().enumerate() {
-            *row = job
-                .weights
-                .row(job.rows.start + (first + i).min(n_rows - 1));
-        }
+        let rows = job.weight_rows::<ROWS>(first);
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
         while t < job.act_rows.len() {

@@ -65,13 +65,7 @@ impl Float for BF16 {
 pub(super) fn matmul<F: Float>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
     for first in (0..n_rows).step_by(ROWS) {
-        let mut rows = [&[][..]; ROWS];
-        for (i, row) in rows.iter_mut().enumerate() {
-            // Rows past the last one are computed as the last one and dropped.
-            *row = job
-                .weights
-                .row(job.rows.start + (first + i).min(n_rows - 1));
-        }
+        let rows = job.weight_rows::<ROWS>(first);
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {

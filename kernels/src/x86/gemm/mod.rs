@@ -6,6 +6,7 @@
 pub(super) mod avx2;
 pub(super) mod avx512;
 pub(super) mod avxvnni;
+mod ymm;
 
 use super::panel::PanelActs;
 
@@ -23,15 +24,6 @@ pub(crate) struct Buffers {
 macro_rules! drivers {
     ($features:literal, $lanes:ident, $nr:literal, [$($n:literal),*]) => {
         const NR: usize = $nr;
-
-        /// The rows from `first` on; past the last one again the last one, computed and dropped.
-        fn panel_rows<'a>(job: &Job<'a>, first: usize) -> [&'a [u8]; NR] {
-            let mut rows = [&[][..]; NR];
-            for (i, row) in rows.iter_mut().enumerate() {
-                *row = job.weights.row(job.rows.start + (first + i).min(job.rows.len() - 1));
-            }
-            rows
-        }
 
         /// Sums by activation from `t` on into the output.
         fn put_sums(job: &Job, first: usize, t: usize, sums: &[[f32; NR]], out: &mut [f32]) {
@@ -59,7 +51,7 @@ macro_rules! drivers {
                     }
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
-                    let rows = panel_rows(job, first);
+                    let rows = job.weight_rows::<NR>(first);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
                         panel.fill::<S>(&rows, b, $lanes::WIDE);
@@ -168,7 +160,7 @@ macro_rules! drivers {
                     }
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
-                    let rows = panel_rows(job, first);
+                    let rows = job.weight_rows::<NR>(first);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
                         let pieces = (n_pieces - 8 * b).min(8);
