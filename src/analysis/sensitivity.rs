@@ -30,6 +30,17 @@ pub struct Probe {
     pub by_domain: Vec<f64>,
 }
 
+/// Mean KL divergence of the output when several tensors are quantized at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JointProbe {
+    /// Their names.
+    pub tensors: Vec<String>,
+    /// The type they were quantized to.
+    pub ty: GgmlType,
+    /// Mean over positions of the KL divergence, in nats.
+    pub kld: f64,
+}
+
 /// What is measured on what.
 #[derive(Clone, Debug)]
 pub struct SensitivityOptions {
@@ -41,22 +52,26 @@ pub struct SensitivityOptions {
     pub domains: Vec<usize>,
 }
 
-/// Measures each of `wanted` (tensor, type) on `chunks`, all of one length. Pairs whose tensor the graph does
-/// not use, or whose type needs importance data that is not there, are left out.
+/// Mean KL divergence in nats, and that of each domain's text.
+type Divergence = (f64, Vec<f64>);
+
+/// Measures each of `wanted`, tensors and the type that all of them get at once, on `chunks`, all of one length; the
+/// mean divergence of each and those of the domains. `None` where a tensor is not used by the graph, or where its type
+/// needs importance data that is not there.
 ///
 /// # Errors
 /// The model cannot be evaluated, or a tensor cannot be quantized.
-pub fn measure(
+fn divergences(
     model: &Model,
     source: &Gguf,
-    wanted: &[(String, GgmlType)],
+    wanted: &[(&[String], GgmlType)],
     importance: &Importance,
     chunks: &[Vec<i32>],
     options: &SensitivityOptions,
     progress: &Progress,
-) -> Result<Vec<Probe>> {
+) -> Result<Vec<Option<Divergence>>> {
     let Some(len) = chunks.iter().map(Vec::len).max() else {
-        return Ok(Vec::new());
+        return Ok(vec![None; wanted.len()]);
     };
     let mut context_options =
         ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
@@ -74,34 +89,105 @@ pub fn measure(
     bench.reference = bench.distributions()?;
 
     let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
-    let mut probes = Vec::new();
-    for (name, ty) in wanted {
-        let tensor = source
-            .tensor(name)
-            .with_context(|| format!("tensor {name}: not in the model"))?;
-        if handles.contains(name) && can_quantize(tensor, *ty, importance) {
+    let mut found = Vec::with_capacity(wanted.len());
+    for (names, ty) in wanted {
+        let tensors = names
+            .iter()
+            .map(|name| {
+                source
+                    .tensor(name)
+                    .with_context(|| format!("tensor {name}: not in the model"))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let possible =
+            |t: &&TensorInfo| handles.contains(&t.name) && can_quantize(t, *ty, importance);
+        if tensors.iter().all(possible) {
             let exact = Exchange {
                 type_of: &|_| *ty,
                 finish: &|_, _, _| Ok(()),
                 out_type: *ty,
             };
-            let bytes = exact
-                .quantize(source, tensor, importance, options.n_threads)
-                .with_context(|| format!("{}: tensor {name}", source.paths()[0].display()))?;
-            handles.replace(name, *ty, bytes)?;
+            for tensor in &tensors {
+                let bytes = exact
+                    .quantize(source, tensor, importance, options.n_threads)
+                    .with_context(|| {
+                        format!("{}: tensor {}", source.paths()[0].display(), tensor.name)
+                    })?;
+                handles.replace(&tensor.name, *ty, bytes)?;
+            }
             let measured = bench.divergence();
-            handles.restore(name);
-            let (kld, by_domain) = measured?;
-            probes.push(Probe {
-                tensor: name.clone(),
-                ty: *ty,
-                kld,
-                by_domain,
-            });
+            for tensor in &tensors {
+                handles.restore(&tensor.name);
+            }
+            found.push(Some(measured?));
+        } else {
+            found.push(None);
         }
         bar.inc(1);
     }
     bar.finish();
+    Ok(found)
+}
+
+/// Measures each of `wanted` (tensor, type) on `chunks`, all of one length. Pairs whose tensor the graph does
+/// not use, or whose type needs importance data that is not there, are left out.
+///
+/// # Errors
+/// The model cannot be evaluated, or a tensor cannot be quantized.
+pub fn measure(
+    model: &Model,
+    source: &Gguf,
+    wanted: &[(String, GgmlType)],
+    importance: &Importance,
+    chunks: &[Vec<i32>],
+    options: &SensitivityOptions,
+    progress: &Progress,
+) -> Result<Vec<Probe>> {
+    let each: Vec<(&[String], GgmlType)> = wanted
+        .iter()
+        .map(|(name, ty)| (std::slice::from_ref(name), *ty))
+        .collect();
+    let found = divergences(model, source, &each, importance, chunks, options, progress)?;
+    let mut probes = Vec::with_capacity(wanted.len());
+    for ((tensor, ty), found) in wanted.iter().zip(found) {
+        let Some((kld, by_domain)) = found else {
+            continue;
+        };
+        probes.push(Probe {
+            tensor: tensor.clone(),
+            ty: *ty,
+            kld,
+            by_domain,
+        });
+    }
+    Ok(probes)
+}
+
+/// Measures what each of `wanted` (tensors, the type that all of them get) does to the output as [`measure`] does.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_joint(
+    model: &Model,
+    source: &Gguf,
+    wanted: &[(Vec<String>, GgmlType)],
+    importance: &Importance,
+    chunks: &[Vec<i32>],
+    options: &SensitivityOptions,
+    progress: &Progress,
+) -> Result<Vec<JointProbe>> {
+    let each: Vec<(&[String], GgmlType)> =
+        wanted.iter().map(|(t, ty)| (t.as_slice(), *ty)).collect();
+    let found = divergences(model, source, &each, importance, chunks, options, progress)?;
+    let mut probes = Vec::with_capacity(wanted.len());
+    for ((tensors, ty), found) in wanted.iter().zip(found) {
+        let Some((kld, _)) = found else { continue };
+        probes.push(JointProbe {
+            tensors: tensors.clone(),
+            ty: *ty,
+            kld,
+        });
+    }
     Ok(probes)
 }
 
@@ -127,7 +213,7 @@ impl Bench<'_, '_> {
     }
 
     /// The mean divergence, and each domain's.
-    fn divergence(&mut self) -> Result<(f64, Vec<f64>)> {
+    fn divergence(&mut self) -> Result<Divergence> {
         let reference = std::mem::take(&mut self.reference);
         let (n_vocab, domains) = (self.n_vocab, self.domains);
         let n_domains = domains.iter().max().map_or(0, |d| d + 1);

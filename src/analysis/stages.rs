@@ -16,8 +16,8 @@ pub enum Stage {
     /// Data-parameter mapping: channel importance by expert, errors weighted by it, measured effects on the
     /// output, the refit of the experts' scales.
     Mapping,
-    /// Inter-expert correlation: errors of experts that fire together, the refit of the routers that keeps the
-    /// combinations of experts as they were.
+    /// Inter-expert correlation: errors of experts that fire together, in one layer and in those that follow, and how
+    /// far they add up; the refit of the routers that keeps the combinations of experts as they were.
     Correlation,
 }
 
@@ -81,7 +81,8 @@ impl Stages {
 
     /// The analysis without what the missing stages found. Without activation every expert is taken to get the
     /// same share of the data, in every domain; without mapping nothing is known of channels and effects, and
-    /// errors are to be measured anew, unweighted; without correlation experts are independent.
+    /// errors are to be measured anew, unweighted; without correlation experts
+    /// are independent, and effects add up.
     pub fn apply(&self, analysis: &Analysis) -> Analysis {
         let mut a = analysis.clone();
         if !self.has(Stage::Activation) {
@@ -105,9 +106,12 @@ impl Stages {
             a.weights = BTreeMap::new();
             a.errors = ErrorTable::default();
             a.probes.clear();
+            a.joint.clear();
         }
         if !self.has(Stage::Correlation) {
             a.coactivation.clear();
+            a.joint.clear();
+            a.independent = true;
         }
         a
     }

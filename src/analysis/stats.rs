@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::distribution::Distributions;
 use super::error::ErrorTable;
-use super::sensitivity::Probe;
+use super::sensitivity::{JointProbe, Probe};
 
 /// Where an analysis comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -367,6 +367,10 @@ pub struct Analysis {
     pub distributions: Distributions,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
+    /// Measured effects of quantizing many experts at once.
+    pub joint: Vec<JointProbe>,
+    /// Whether effects are to be taken as independent, so that they add up.
+    pub independent: bool,
     /// Part of the calibration text, for what can only be measured on a quantized model.
     pub sample: Sample,
 }
@@ -514,7 +518,9 @@ impl Analysis {
         }
         if self.probes.is_empty() {
             self.probes.clone_from(&other.probes);
+            self.joint.clone_from(&other.joint);
         }
+        self.independent |= other.independent;
         self.sample.chunks.extend_from_slice(&other.sample.chunks);
         self.origin
             .datasets

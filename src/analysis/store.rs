@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::distribution::{Distributions, MatrixDistribution};
 use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
-use super::sensitivity::Probe;
+use super::sensitivity::{JointProbe, Probe};
 use super::stats::{Analysis, Coactivation, Domain, RouterStats};
 use crate::gguf::{
     Array, DEFAULT_VERSION, GStringArray, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape,
@@ -41,6 +41,11 @@ const KEY_N_CHUNKS: &str = "moqa.origin.n_chunks";
 const KEY_ROUTERS: &str = "moqa.routers";
 /// Measured effects on the output: mean KL divergence in nats.
 const PROBES: &str = "moqa.probes";
+/// Measured effects of several tensors at once: types, mean KL divergences, numbers of tensors and all their names; older
+/// files have none.
+const JOINT: &str = "moqa.joint";
+/// Whether effects are to be taken as independent.
+const KEY_INDEPENDENT: &str = "moqa.independent";
 /// Tokens sent to each pair of experts, [n_expert, n_expert].
 const TOGETHER: &str = "together";
 /// Scalar products of the outputs of each pair of experts, [n_expert, n_expert].
@@ -143,6 +148,12 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
                 .collect(),
         )),
     );
+    if !analysis.joint.is_empty() {
+        set_joint(&mut meta, &analysis.joint);
+    }
+    if analysis.independent {
+        meta.set(KEY_INDEPENDENT, true);
+    }
     set_errors(&mut meta, &analysis.errors);
     let sample = &analysis.sample.chunks;
     meta.set(
@@ -278,7 +289,75 @@ fn check(analysis: &Analysis) -> Result<()> {
             p.kld
         );
     }
+    for j in &analysis.joint {
+        ensure!(
+            j.kld.is_finite() && !j.tensors.is_empty(),
+            "measured effect of {} tensors as {}: {} is not finite",
+            j.tensors.len(),
+            j.ty,
+            j.kld
+        );
+    }
     Ok(())
+}
+
+/// Stores joint effects as parallel arrays, the names of all tensors one after another.
+fn set_joint(meta: &mut Metadata, joint: &[JointProbe]) {
+    let (mut types, mut names) = (GStringArray::new(), GStringArray::new());
+    for j in joint {
+        types.push(j.ty.name().as_bytes());
+        for name in &j.tensors {
+            names.push(name.as_bytes());
+        }
+    }
+    let counts = joint.iter().map(|j| j.tensors.len() as u64).collect();
+    let values = joint.iter().map(|j| j.kld).collect();
+    let mut set = |what: &str, array| meta.set(format!("{JOINT}.{what}"), Value::Array(array));
+    set("type", Array::Str(types));
+    set("value", Array::F64(values));
+    set("n_tensors", Array::U64(counts));
+    set("tensor", Array::Str(names));
+}
+
+/// Reads what [`set_joint`] stored; empty where there is nothing.
+fn joint(meta: &Metadata) -> Result<Vec<JointProbe>> {
+    let key = |what: &str| format!("{JOINT}.{what}");
+    let wrong = |what: &str| format!("key {} is missing or contradicts the others", key(what));
+    if meta.get(&key("type")).is_none() {
+        return Ok(Vec::new());
+    }
+    let strings = |what: &str| -> Result<Vec<&str>> {
+        let array = meta.get_array(&key(what)).and_then(Array::as_strings);
+        let each = array.with_context(|| wrong(what))?.iter();
+        each.map(|s| std::str::from_utf8(s).ok().with_context(|| wrong(what)))
+            .collect()
+    };
+    let (types, names) = (strings("type")?, strings("tensor")?);
+    let Some(Array::F64(values)) = meta.get_array(&key("value")) else {
+        bail!(wrong("value"))
+    };
+    let Some(Array::U64(counts)) = meta.get_array(&key("n_tensors")) else {
+        bail!(wrong("n_tensors"))
+    };
+    ensure!(values.len() == types.len(), wrong("value"));
+    ensure!(counts.len() == types.len(), wrong("n_tensors"));
+    let mut rest = names.as_slice();
+    let mut found = Vec::new();
+    for ((ty, kld), n) in types.iter().zip(values).zip(counts) {
+        let n = usize::try_from(*n)
+            .ok()
+            .filter(|n| *n > 0 && *n <= rest.len())
+            .with_context(|| wrong("n_tensors"))?;
+        let (own, after) = rest.split_at(n);
+        rest = after;
+        found.push(JointProbe {
+            tensors: own.iter().map(|s| (*s).to_owned()).collect(),
+            ty: ty.parse().map_err(|_| anyhow::anyhow!(wrong("type")))?,
+            kld: *kld,
+        });
+    }
+    ensure!(rest.is_empty(), wrong("tensor"));
+    Ok(found)
 }
 
 /// Stores `(tensor, type, value)` as three parallel arrays under `prefix`.
@@ -666,6 +745,8 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
             by_domain,
         });
     }
+    analysis.joint = joint(meta).context(ADVICE)?;
+    analysis.independent = meta.get_bool(KEY_INDEPENDENT).unwrap_or(false);
     analysis.errors = errors(meta).context(ADVICE)?;
     analysis.distributions = distributions(meta).context(ADVICE)?;
 
@@ -743,6 +824,48 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn joint_effects_are_kept_and_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.moqa");
+        let group = |names: &[&str], ty, kld| JointProbe {
+            tensors: names.iter().map(|n| (*n).to_owned()).collect(),
+            ty,
+            kld,
+        };
+        let mut analysis = Analysis {
+            joint: vec![
+                group(&["a_exps", "b_exps"], GgmlType::Q3_K, 0.5),
+                group(&["a_exps", "c_exps", "b_exps"], GgmlType::Q5_K, 0.25),
+            ],
+            independent: true,
+            ..Analysis::default()
+        };
+        save(&path, &analysis).unwrap();
+        assert_eq!(load(&path).unwrap(), analysis);
+
+        let damaged = |what: &str, array: Array| {
+            let mut meta = Gguf::open(&path).unwrap().metadata;
+            meta.set(format!("{JOINT}.{what}"), Value::Array(array));
+            joint(&meta).unwrap_err().to_string()
+        };
+        for (what, array) in [
+            ("n_tensors", Array::U64(vec![2, u64::MAX])),
+            ("n_tensors", Array::U64(vec![2, 0])),
+            ("n_tensors", Array::U64(vec![5])),
+            ("value", Array::F64(vec![0.1])),
+            ("tensor", Array::U64(vec![1])),
+        ] {
+            let message = damaged(what, array);
+            assert!(message.contains(&format!("{JOINT}.{what}")), "{message}");
+        }
+        // Names that no group claims.
+        let left = damaged("n_tensors", Array::U64(vec![2, 2]));
+        assert!(left.contains("moqa.joint.tensor"), "{left}");
+        analysis.joint[1].kld = f64::NAN;
+        assert!(save(&path, &analysis).is_err());
+    }
 
     #[test]
     fn distributions_are_kept_and_may_be_missing() {

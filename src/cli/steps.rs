@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions, Stage,
-    Unreached, chunk_tokens,
+    self, Analysis, CollectOptions, Corpus, Domain, Importance, JointProbe, Probe,
+    SensitivityOptions, Stage, Unreached, chunk_tokens,
 };
 use crate::encode::{EncodeReport, Refit};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
@@ -124,7 +124,7 @@ pub(super) fn analysis(
             analysis.merge(&measured)?;
         }
         if measure {
-            analysis.probes =
+            (analysis.probes, analysis.joint) =
                 sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
         }
     }
@@ -275,7 +275,7 @@ fn sensitivity(
     chunks: &Chunks,
     effort: f64,
     global: &Global,
-) -> Result<Vec<Probe>> {
+) -> Result<(Vec<Probe>, Vec<JointProbe>)> {
     let importance = Importance::new(analysis, Unreached::default());
     // By layer: each tensor with its types, the middle one first.
     let mut by_layer: BTreeMap<Option<usize>, Vec<(String, Vec<GgmlType>)>> = BTreeMap::new();
@@ -317,7 +317,7 @@ fn sensitivity(
         first_output: len / 8,
         domains,
     };
-    analysis::measure_sensitivity(
+    let probes = analysis::measure_sensitivity(
         model,
         &source.gguf,
         &pairs,
@@ -325,7 +325,42 @@ fn sensitivity(
         &subset,
         &options,
         &global.progress(),
-    )
+    )?;
+    let groups = joint_groups(&source.gguf, &probes);
+    let joint = analysis::measure_joint(
+        model,
+        &source.gguf,
+        &groups,
+        &importance,
+        &subset,
+        &options,
+        &global.progress(),
+    )?;
+    Ok((probes, joint))
+}
+
+/// Bytes of quantized experts that are exchanged at once to see what they do together.
+const JOINT_BYTES: u64 = 4 << 30;
+
+/// The expert tensors that were probed, for each type in which they were; as many layers as [`JOINT_BYTES`] hold.
+fn joint_groups(source: &Gguf, probes: &[Probe]) -> Vec<(Vec<String>, GgmlType)> {
+    let mut groups: BTreeMap<GgmlType, (Vec<String>, u64)> = BTreeMap::new();
+    for p in probes {
+        let Some(tensor) = source.tensor(&p.tensor).filter(|t| t.dims.ne(2) > 1) else {
+            continue;
+        };
+        let group = groups.entry(p.ty).or_default();
+        let bytes = p.ty.row_bytes(tensor.ne(0)).unwrap_or(0) * tensor.n_rows();
+        if group.1 + bytes <= JOINT_BYTES {
+            group.0.push(p.tensor.clone());
+            group.1 += bytes;
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(ty, (names, _))| (names, ty))
+        .filter(|(names, _)| names.len() > 1)
+        .collect()
 }
 
 /// Layers that are measured at the least, where the model has them.

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::analysis::routing::{self, Bond, LayerLoad, Mover};
-use crate::analysis::{Analysis, Distributions, MatrixDistribution};
+use crate::analysis::{Analysis, Distributions, MatrixDistribution, Probe};
 use crate::model::Role;
 
 /// Experts listed for each domain.
@@ -28,6 +28,9 @@ pub(super) struct AnalysisSummary {
     n_chunks: usize,
     tensors: usize,
     probes: usize,
+    /// What quantizing all experts at once does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    joint: Vec<Joint>,
     layers: Vec<LayerLoad>,
     unreached: Vec<Unreached>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,6 +42,17 @@ pub(super) struct AnalysisSummary {
     /// Each tensor's, matrix by matrix.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     distributions: Distributions,
+}
+
+/// Effects on the output, as KL divergence in nats a token.
+#[derive(Serialize)]
+struct Joint {
+    #[serde(rename = "type")]
+    ty: String,
+    tensors: usize,
+    together: f64,
+    /// The sum of what each does alone.
+    sum: f64,
 }
 
 #[derive(Serialize)]
@@ -99,6 +113,7 @@ pub(super) fn summarise(a: &Analysis) -> AnalysisSummary {
         n_chunks: a.origin.n_chunks,
         tensors: a.weights.len(),
         probes: a.probes.len(),
+        joint: joint(a),
         layers: routing::layer_loads(a),
         unreached: a
             .unreached()
@@ -113,6 +128,19 @@ pub(super) fn summarise(a: &Analysis) -> AnalysisSummary {
         distribution: distribution(a),
         distributions: a.distributions.clone(),
     }
+}
+
+fn joint(a: &Analysis) -> Vec<Joint> {
+    let each = a.joint.iter().map(|j| {
+        let alone = |p: &&Probe| p.ty == j.ty && j.tensors.contains(&p.tensor);
+        Joint {
+            ty: j.ty.to_string(),
+            tensors: j.tensors.len(),
+            together: j.kld,
+            sum: a.probes.iter().filter(alone).map(|p| p.kld).sum(),
+        }
+    });
+    each.collect()
 }
 
 fn distribution(a: &Analysis) -> Vec<RoleDistribution> {
@@ -240,6 +268,13 @@ impl AnalysisSummary {
             &self.model_digest
         };
         let _ = writeln!(s, "made for {digest}");
+        for j in &self.joint {
+            let _ = writeln!(
+                s,
+                "the {} expert tensors in {}: KL divergence {:.5} together, {:.5} as the sum of each alone",
+                j.tensors, j.ty, j.together, j.sum
+            );
+        }
         self.write_load(&mut s);
         for u in &self.unreached {
             let _ = writeln!(

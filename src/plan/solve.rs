@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::candidates::Candidates;
 use super::correlation::Pairs;
-use super::cost::{CostModel, burden, joint};
+use super::cost::CostModel;
 use super::experts::{ExpertCosts, Packing, packings};
 use super::knapsack::{self, Choice, KnapsackError};
 use super::recipe::{Plan, TensorChoice};
@@ -134,7 +134,7 @@ fn expert_costs(
             .with_context(missing)?;
         for (e, share) in shares.iter().enumerate() {
             let error = *of_matrix.get(e).with_context(missing)?;
-            let whole = burden(costs.cost(name, error));
+            let whole = costs.burden(costs.cost(name, error));
             out.costs[e].push(share * whole);
             out.amplitudes[e].push((error * whole).sqrt());
         }
@@ -162,11 +162,11 @@ pub fn expected_divergence(plan: &Plan, analysis: &Analysis, costs: &CostModel) 
         let each = shares.iter().enumerate().map(|(e, share)| {
             let ty = t.experts.get(e).unwrap_or(&t.ty);
             let error = errors.by_type.get(ty)?.get(e)?;
-            Some(share * burden(costs.cost(&t.name, *error)))
+            Some(share * costs.burden(costs.cost(&t.name, *error)))
         });
         each.sum()
     };
-    joint(plan.tensors.iter().filter_map(of).sum())
+    costs.joint(plan.tensors.iter().filter_map(of).sum())
 }
 
 /// Bytes that the header of a file grows by when all of `tensors` are mixed.
@@ -189,7 +189,7 @@ fn guard_bytes(source: &Gguf, tensors: &[&TensorInfo], records: &[(&str, String)
 
 /// Makes the plan with the smallest expected divergence within the budget.
 ///
-/// The choice of a packing for every tensor is a multiple-choice knapsack over burdens ([`burden`]), solved exactly or
+/// The choice of a packing for every tensor is a multiple-choice knapsack over burdens ([`CostModel::burden`]), solved exactly or
 /// with a stated bound. Where experts have types of their own, the packings of a tensor are the best mixtures for
 /// each size that a file can give it (its carriers), found by a knapsack within the tensor and exchanges that take in
 /// what experts do to each other's errors.
@@ -284,7 +284,7 @@ pub fn make_plan(
         solution.bound
     };
 
-    let divergence = joint(solution.cost);
+    let divergence = costs.joint(solution.cost);
     let mut tensors: Vec<TensorChoice> = Vec::new();
     let mut data = kept;
     for (item, &pick) in items.iter().zip(&solution.picks) {
@@ -318,7 +318,7 @@ pub fn make_plan(
         file_bytes: fixed + solution.bytes,
         bpw: data as f64 * 8.0 / n_weights as f64,
         objective: divergence,
-        bound: joint(bound),
+        bound: costs.joint(bound),
         exact: solution.exact && !bounded,
         tensors,
         ..Plan::default()

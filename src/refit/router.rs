@@ -2,8 +2,10 @@
 
 use rayon::prelude::*;
 
-/// Ridge, as a share of the mean of the Gram matrix's diagonal.
-const RIDGE: f64 = 0.01;
+/// Ridges to choose from, as shares of the mean of the Gram matrix's diagonal.
+const RIDGES: [f64; 6] = [0.001, 0.004, 0.016, 0.064, 0.25, 1.0];
+/// Tokens that are fitted to or left out together: neighbours have much in common.
+const RUN: usize = 256;
 /// Tokens that count less than this are passed over: they are far from any tie.
 const LEAST_WEIGHT: f64 = 0.02;
 
@@ -18,12 +20,19 @@ pub(super) fn margin(logits: &[f32], n_used: usize) -> f64 {
 }
 
 /// Weighted sums over tokens for the regression of what a router should add.
-pub(super) struct Regression {
+struct Sums {
     n_in: usize,
     /// `n_in x n_in`, of which the upper triangle is filled.
     gram: Vec<f64>,
     /// `n_expert x n_in`.
     cross: Vec<f64>,
+}
+
+/// The regression of what a router should add, its ridge chosen on tokens that it was not fitted to.
+pub(super) struct Regression {
+    /// Sums over every other run of [`RUN`] tokens, and over those between.
+    halves: [Sums; 2],
+    tokens: usize,
 }
 
 /// A token of the quantized model.
@@ -41,14 +50,51 @@ pub(super) struct Token<'a> {
 impl Regression {
     pub(super) fn new(n_in: usize, n_expert: usize) -> Self {
         Self {
+            halves: [0; 2].map(|_| Sums::new(n_in, n_expert)),
+            tokens: 0,
+        }
+    }
+
+    /// Adds tokens; the result does not depend on the number of threads.
+    pub(super) fn add(&mut self, tokens: &[Token<'_>]) {
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let (own, after) = rest.split_at((RUN - self.tokens % RUN).min(rest.len()));
+            self.halves[self.tokens / RUN % 2].add(own);
+            self.tokens += own.len();
+            rest = after;
+        }
+    }
+
+    /// What to add to the router's rows, `n_expert` rows of `n_in`; `None` where the sums do not determine it or where
+    /// nothing that is added makes the logits of the tokens left out better.
+    pub(super) fn solve(self) -> Option<Vec<f64>> {
+        let [fitted, held_out] = &self.halves;
+        let left_out = |ridge: f64| {
+            let add = fitted.solve(ridge)?;
+            Some((ridge, held_out.change(&add)))
+        };
+        let tried: Vec<(f64, f64)> = RIDGES.par_iter().filter_map(|r| left_out(*r)).collect();
+        let (ridge, change) = tried.into_iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        if change.is_nan() || change >= 0.0 {
+            return None;
+        }
+        let [mut all, rest] = self.halves;
+        all.merge(&rest);
+        all.solve(ridge)
+    }
+}
+
+impl Sums {
+    fn new(n_in: usize, n_expert: usize) -> Self {
+        Self {
             n_in,
             gram: vec![0.0; n_in * n_in],
             cross: vec![0.0; n_expert * n_in],
         }
     }
 
-    /// Adds tokens; the result does not depend on the number of threads.
-    pub(super) fn add(&mut self, tokens: &[Token<'_>]) {
+    fn add(&mut self, tokens: &[Token<'_>]) {
         let tokens: Vec<&Token<'_>> = tokens.iter().filter(|t| t.weight >= LEAST_WEIGHT).collect();
         let n = self.n_in;
         self.gram
@@ -75,19 +121,53 @@ impl Regression {
             });
     }
 
-    /// What to add to the router's rows, `n_expert` rows of `n_in`; `None` where the sums do not determine it.
-    pub(super) fn solve(mut self) -> Option<Vec<f64>> {
+    fn merge(&mut self, other: &Self) {
+        for (a, b) in self.gram.iter_mut().zip(&other.gram) {
+            *a += b;
+        }
+        for (a, b) in self.cross.iter_mut().zip(&other.cross) {
+            *a += b;
+        }
+    }
+
+    /// By how much the weighted squared error of these tokens' logits changes when `add` is added.
+    fn change(&self, add: &[f64]) -> f64 {
+        let n = self.n_in;
+        let of_row = |(row, cross): (&[f64], &[f64])| {
+            let mut sum = 0.0;
+            for i in 0..n {
+                let gram = &self.gram[i * n..(i + 1) * n];
+                let beside: f64 = gram[i + 1..]
+                    .iter()
+                    .zip(&row[i + 1..])
+                    .map(|(g, w)| g * w)
+                    .sum();
+                sum += row[i] * (gram[i] * row[i] + 2.0 * beside - 2.0 * cross[i]);
+            }
+            sum
+        };
+        add.par_chunks(n)
+            .zip(self.cross.par_chunks(n))
+            .map(of_row)
+            .collect::<Vec<f64>>()
+            .iter()
+            .sum()
+    }
+
+    /// The ridge regression's solution; `ridge` is a share of the mean of the Gram matrix's diagonal.
+    fn solve(&self, ridge: f64) -> Option<Vec<f64>> {
         let n = self.n_in;
         let mean = (0..n).map(|i| self.gram[i * n + i]).sum::<f64>() / n as f64;
         if !(mean.is_finite() && mean > 0.0) {
             return None;
         }
+        let mut gram = self.gram.clone();
         for i in 0..n {
-            self.gram[i * n + i] += RIDGE * mean;
+            gram[i * n + i] += ridge * mean;
         }
         // Cholesky, upper form: gram = Uᵀ U, row by row in place.
         for i in 0..n {
-            let (above, rest) = self.gram.split_at_mut(i * n);
+            let (above, rest) = gram.split_at_mut(i * n);
             let row = &mut rest[..n];
             for k in 0..i {
                 let u = above[k * n + i];
@@ -106,8 +186,9 @@ impl Regression {
                 *r /= root;
             }
         }
-        let u = &self.gram;
-        self.cross.par_chunks_mut(n).for_each(|b| {
+        let u = &gram;
+        let mut solved = self.cross.clone();
+        solved.par_chunks_mut(n).for_each(|b| {
             for i in 0..n {
                 let done = b[i] / u[i * n + i];
                 b[i] = done;
@@ -124,10 +205,7 @@ impl Regression {
                 b[i] = (b[i] - known) / u[i * n + i];
             }
         });
-        self.cross
-            .iter()
-            .all(|x| x.is_finite())
-            .then_some(self.cross)
+        solved.iter().all(|x| x.is_finite()).then_some(solved)
     }
 }
 
