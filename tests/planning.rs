@@ -92,7 +92,7 @@ fn analysis(source: &Gguf, view: &ModelView) -> Analysis {
         for i in 0..N_EXPERT {
             c.outputs[i * N_EXPERT + i] = 1.0 + random.next();
             for j in 0..i {
-                let product = 0.02 * (random.next() - 0.3);
+                let product = 0.001 * (random.next() - 0.3);
                 c.outputs[i * N_EXPERT + j] = product;
                 c.outputs[j * N_EXPERT + i] = product;
             }
@@ -232,4 +232,9 @@ fn a_type_per_expert_of_a_large_model_takes_seconds() {
 #[test]
 fn the_worst_domain_of_a_large_model_takes_seconds() {
     plans_within_its_time(&Scenario::Robust, Granularity::Tensor);
+}
+
+#[test]
+fn types_per_expert_for_the_worst_domain_take_seconds() {
+    plans_within_its_time(&Scenario::Robust, Granularity::Expert);
 }

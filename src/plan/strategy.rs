@@ -1,6 +1,6 @@
 //! Scenarios of data: which mix of domains a plan is made for.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::cost::CostModel;
 use super::recipe::Plan;
@@ -21,6 +21,9 @@ pub enum Scenario {
 
 /// Rounds of reweighting in [`Scenario::Robust`].
 const ROBUST_ROUNDS: usize = 24;
+/// Rounds with a type for each expert, which take many times longer: after those with a type for each tensor, from the
+/// weights that were best.
+const ROBUST_EXPERT_ROUNDS: usize = 4;
 
 /// Makes the plan for a scenario.
 ///
@@ -38,20 +41,18 @@ pub fn plan_for(
 ) -> Result<Plan> {
     let domains = &inputs.analysis.domains;
     let even = vec![1.0; domains.len()];
-    let with = |analysis: &Analysis| {
-        make_plan(
-            &PlanInputs {
-                analysis,
-                ..*inputs
-            },
-            budget,
-            granularity,
-        )
+    let with = |analysis: &Analysis, granularity: Granularity| {
+        let inputs = PlanInputs {
+            analysis,
+            ..*inputs
+        };
+        make_plan(&inputs, budget, granularity)
     };
     match scenario {
-        Scenario::Balanced => with(&inputs.analysis.for_mix(&even)),
+        Scenario::Balanced => with(&inputs.analysis.for_mix(&even), granularity),
         Scenario::Workload(named) => {
-            with(&inputs.analysis.for_mix(&workload(inputs.analysis, named)?))
+            let weights = workload(inputs.analysis, named)?;
+            with(&inputs.analysis.for_mix(&weights), granularity)
         }
         Scenario::Robust => {
             ensure!(
@@ -69,28 +70,32 @@ pub fn plan_for(
                 .iter()
                 .map(|a| CostModel::new(inputs.view, a))
                 .collect();
-            let mut weights = even;
-            let mut best: Option<(f64, Plan)> = None;
-            for round in 0..ROBUST_ROUNDS {
-                let plan = with(&inputs.analysis.for_mix(&weights))?;
-                let fares: Vec<f64> = single
-                    .iter()
-                    .zip(&costs)
-                    .map(|(a, c)| expected_divergence(&plan, a, c))
-                    .collect();
-                let worst = fares.iter().copied().fold(0.0, f64::max);
-                if best.as_ref().is_none_or(|b| worst < b.0) {
-                    best = Some((worst, plan));
+            // The best of some rounds from `weights` on: its worst domain, its weights and itself.
+            let rounds = |mut weights: Vec<f64>, n: usize, granularity: Granularity| {
+                let mut best: Option<(f64, Vec<f64>, Plan)> = None;
+                for round in 0..n {
+                    let plan = with(&inputs.analysis.for_mix(&weights), granularity)?;
+                    let fares: Vec<f64> = single
+                        .iter()
+                        .zip(&costs)
+                        .map(|(a, c)| expected_divergence(&plan, a, c))
+                        .collect();
+                    let worst = fares.iter().copied().fold(0.0, f64::max);
+                    if best.as_ref().is_none_or(|b| worst < b.0) {
+                        best = Some((worst, weights.clone(), plan));
+                    }
+                    let step = 2.0 / (1.0 + round as f64).sqrt();
+                    for (w, f) in weights.iter_mut().zip(&fares) {
+                        *w *= (step * (f / worst.max(f64::MIN_POSITIVE) - 1.0)).exp();
+                    }
                 }
-                let step = 2.0 / (1.0 + round as f64).sqrt();
-                for (w, f) in weights.iter_mut().zip(&fares) {
-                    *w *= (step * (f / worst.max(f64::MIN_POSITIVE) - 1.0)).exp();
-                }
+                best.context("no plan was found")
+            };
+            let (_, weights, plan) = rounds(even, ROBUST_ROUNDS, Granularity::Tensor)?;
+            if granularity == Granularity::Tensor {
+                return Ok(plan);
             }
-            match best {
-                Some((_, plan)) => Ok(plan),
-                None => bail!("no plan was found"),
-            }
+            Ok(rounds(weights, ROBUST_EXPERT_ROUNDS, granularity)?.2)
         }
     }
 }
