@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
+from llama_perplexity import keeping_the_log
+
 ROOT = Path(__file__).resolve().parent.parent
 WIDER = 8
 # Sizes of the references that grow; numbers of experts, heads and tokens do not.
@@ -115,13 +117,14 @@ def make(name: str, path: Path) -> None:
 class Checker:
     def __init__(self, args, work: Path):
         self.args, self.work = args, work
+        self.environment = keeping_the_log()
         self.text = work / "text.txt"
         self.text.write_text("".join(f.read_text() for f in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))))
 
     def program(self, name: str, *arguments, environment=None):
         command = [Path(self.args.bin) / name, *map(str, arguments)]
         out = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                             env={**os.environ, **(environment or {})})
+                             env=self.environment | (environment or {}))
         return out.returncode, out.stdout + out.stderr
 
     def quantize(self, source: Path, imatrix: Path, preset: str, out: Path) -> str:
@@ -153,15 +156,13 @@ class Checker:
 
     def differences(self, model: Path, logits: Path, plugin: bool, *arguments):
         """What a run differs by from the logits of another: perplexity, logarithm of the ratio of perplexities and
-        mean KL divergence by number of chunks; and what the program said."""
-        # llama.cpp writes its log from a thread, which often loses the last lines.
-        for _ in range(8):
-            said = self.perplexity(model, plugin, "--kl-divergence-base", logits, "--kl-divergence", *arguments)
-            rows = re.findall(r"^ +(\d+) +([0-9.]+) ± +[0-9.]+ +(-?[0-9.]+) ± +\S+ +(-?[0-9.]+) ±", said, re.M)
-            rows = {int(k): tuple(map(float, figures)) for k, *figures in rows}
-            if len(rows) >= self.args.chunks - 2 and (not plugin or PRODUCTS.search(said)):
-                return rows, said
-        raise RuntimeError(f"figures of {len(rows)} chunks: {said[-1500:]}")
+        mean KL divergence; and what the program said."""
+        said = self.perplexity(model, plugin, "--kl-divergence-base", logits, "--kl-divergence", *arguments)
+        figures = [re.search(pattern + r"\s*:\s+(-?[0-9.]+)", said)
+                   for pattern in (r"Mean PPL\(Q\)", r"Mean ln\(PPL\(Q\)/PPL\(base\)\)", "Mean +KLD")]
+        if not all(figures):
+            raise RuntimeError(f"llama-perplexity gives no figures: {said[-1500:]}")
+        return tuple(float(f.group(1)) for f in figures), said
 
     def compare(self, model: Path, kind: str):
         """Compares the plugin with the CPU backend, and that with itself, on a model all of whose experts have a type.
@@ -178,11 +179,8 @@ class Checker:
         types = {t.upper() for t in re.findall(r"_exps\.weight: (\w+) in the mapped file", said)}
         if types != {kind}:
             raise RuntimeError(f"the plugin took experts of {types}")
-        last = max(set.intersection(*(set(rows) for rows in (ours, *floor))), default=0)
-        if last < self.args.chunks - 2:
-            raise RuntimeError(f"figures of {last} chunks")
-        with_it, ratio, kl = ours[last]
-        floor_ratio, floor_kl = (max(abs(rows[last][i]) for rows in floor) for i in (1, 2))
+        with_it, ratio, kl = ours
+        floor_ratio, floor_kl = (max(abs(figures[i]) for figures in floor) for i in (1, 2))
         products = sum(int(n) for n in PRODUCTS.findall(said))
         return with_it / math.exp(ratio), with_it, ratio, kl, floor_ratio, floor_kl, products
 
@@ -221,7 +219,7 @@ def main() -> None:
     parser.add_argument("--library", help="the plugin, unless --plugin names another")
     parser.add_argument("--plugin")
     parser.add_argument("--threads", default="2")
-    parser.add_argument("--chunks", type=int, default=48)
+    parser.add_argument("--chunks", type=int, default=32)
     parser.add_argument("--only", type=lambda s: s.split(","))
     parser.add_argument("--types", type=lambda s: s.split(","))
     parser.add_argument("--model", action="append", type=Path, help="a float file to check besides")
