@@ -529,6 +529,42 @@ fn start(
     start_program(made, options, &command)
 }
 
+/// Only where experts stay in main memory does the variable say so, which lets the plugin open a header beside a GPU.
+#[test]
+#[cfg(target_os = "linux")]
+fn run_sets_the_variable_for_programs_that_heed_it() {
+    let made = Made::new();
+    let file = s(&made.file).to_owned();
+    for (name, more, expected) in [
+        ("llama-cli", &[][..], "1"),
+        ("llama-bench", &[], "unset"),
+        ("llama-simple", &[], "unset"),
+        ("llama-bench", &["-ngl", "99"], "unset"),
+        ("llama-bench", &["-ngl", "0,99"], "unset"),
+        (
+            "llama-bench",
+            &["-ngl", "0", "--n-gpu-layers", "4"],
+            "unset",
+        ),
+        ("llama-bench", &["-p", "0", "-ngl"], "unset"),
+        ("llama-bench", &["--n-gpu-layers", "0"], "1"),
+        ("llama-simple", &["-ngl", "0"], "1"),
+    ] {
+        let program = made.at(name);
+        if !program.exists() {
+            std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        }
+        let show = "echo ${LLAMA_ARG_CPU_MOE-unset}";
+        let command = [&[s(&program), "-c", show, "sh", "-m", &file], more].concat();
+        let (code, out, err) = start_program(&made, &[], &command);
+        assert_eq!(
+            (code, out.trim_end(), err.as_str()),
+            (Some(0), expected, ""),
+            "{name} {more:?}"
+        );
+    }
+}
+
 /// `moqa run` replaces itself by the program: its status and output.
 fn start_program(made: &Made, options: &[&str], command: &[&str]) -> (Option<i32>, String, String) {
     let plugin = made.at("libggml-moqa.so");

@@ -39,6 +39,10 @@ const MODEL_VARIABLE: &str = "LLAMA_ARG_MODEL";
 /// llama.cpp's option to keep experts in main memory, as a variable, which programs without it ignore. Devices other
 /// than the CPU would take carriers for what they say they are.
 const CPU_EXPERTS: &str = "LLAMA_ARG_CPU_MOE";
+/// Programs of llama.cpp that do not read it. It is set for them only where they are told to give a GPU no layers.
+/// Otherwise the plugin keeps the header closed beside a GPU and says what to do.
+const WITHOUT_CPU_EXPERTS: [&str; 2] = ["llama-bench", "llama-simple"];
+const GPU_LAYERS: [&str; 2] = ["-ngl", "--n-gpu-layers"];
 const KEY: &str = "general.architecture";
 
 pub(super) fn run(args: RunArgs) -> Result<()> {
@@ -50,7 +54,8 @@ pub(super) fn run(args: RunArgs) -> Result<()> {
         args: given.to_vec(),
         ..Prepared::default()
     };
-    prepared.prepare(args.r#override)?;
+    let cpu_experts = keeps_experts_on_cpu(program, given);
+    prepared.prepare(args.r#override, cpu_experts)?;
     if args.r#override && prepared.architecture.is_some() {
         ensure!(
             plugin::is_loaded_by(&plugin, program)?,
@@ -69,6 +74,20 @@ pub(super) fn run(args: RunArgs) -> Result<()> {
     Err(error).with_context(|| format!("{}: cannot be started", program.display()))
 }
 
+/// Whether a program keeps experts in main memory once the variable is set for it.
+fn keeps_experts_on_cpu(program: &OsStr, args: &[OsString]) -> bool {
+    let reads_variable = !Path::new(program)
+        .file_stem()
+        .is_some_and(|name| WITHOUT_CPU_EXPERTS.iter().any(|p| name == *p));
+    // Each number of layers counts: llama-bench tries them all.
+    let mut layers = args
+        .windows(2)
+        .filter(|pair| GPU_LAYERS.iter().any(|option| pair[0] == *option))
+        .map(|pair| &pair[1])
+        .peekable();
+    reads_variable || (layers.peek().is_some() && layers.all(|value| value == "0"))
+}
+
 #[derive(Default)]
 struct Prepared {
     args: Vec<OsString>,
@@ -79,7 +98,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn prepare(&mut self, by_override: bool) -> Result<()> {
+    fn prepare(&mut self, by_override: bool, cpu_experts: bool) -> Result<()> {
         for i in 1..self.args.len() {
             if MODEL_OPTIONS.iter().any(|o| self.args[i - 1] == *o) {
                 let value = self.args[i].clone();
@@ -97,7 +116,7 @@ impl Prepared {
             eprintln!("moqa: no model is named with -m; a mixed file would not be recognised");
         }
         if let Some(arch) = &self.architecture {
-            if std::env::var_os(CPU_EXPERTS).is_none() {
+            if cpu_experts && std::env::var_os(CPU_EXPERTS).is_none() {
                 self.variables.push((CPU_EXPERTS.into(), "1".into()));
             }
             if by_override && !overrides_architecture(&self.args) {

@@ -14,17 +14,26 @@ pub fn root() -> PathBuf {
 /// The folder of llama.cpp's programs, which `scripts/llama-cpp` builds once.
 pub fn llama() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| {
-        let out = Command::new(root().join("scripts/llama-cpp"))
-            .output()
-            .expect("scripts/llama-cpp");
-        assert!(
-            out.status.success(),
-            "scripts/llama-cpp: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
-        PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
-    })
+    BIN.get_or_init(|| script("llama-cpp"))
+}
+
+/// What is preloaded into its programs, so that they say their last lines.
+fn keeps_the_log() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| script("llama-log"))
+}
+
+/// The path that a script of the repository prints.
+fn script(name: &str) -> PathBuf {
+    let out = Command::new(root().join("scripts").join(name))
+        .output()
+        .unwrap_or_else(|e| panic!("scripts/{name}: {e}"));
+    assert!(
+        out.status.success(),
+        "scripts/{name}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    PathBuf::from(String::from_utf8_lossy(&out.stdout).trim())
 }
 
 /// llama.cpp's sources, as its build remembers them.
@@ -73,11 +82,8 @@ pub fn said(out: &Output) -> String {
 
 /// A file that llama-quantize makes.
 pub fn quantize(folder: &Path, ty: &str, more: &[&str]) -> PathBuf {
-    let name: String = [&[ty], more]
-        .concat()
-        .join("-")
-        .replace(['/', '*', '.'], "_");
-    let path = folder.join(format!("{name}.gguf"));
+    let number = std::fs::read_dir(folder).expect("a folder").count();
+    let path = folder.join(format!("{number}-{ty}.gguf"));
     let imatrix = root().join("tests/models/lab-moe.science.imatrix.gguf");
     let mut command = Command::new(llama().join("llama-quantize"));
     command
@@ -111,19 +117,7 @@ pub struct Said {
 }
 
 impl Perplexity<'_> {
-    /// Runs it; again where it ended well and its last lines are missing, since llama.cpp writes its log from a
-    /// thread that may be cut off at the end.
     pub fn run(&self) -> Said {
-        for _ in 0..4 {
-            let said = self.once();
-            if !said.success || said.perplexity.is_some() {
-                return said;
-            }
-        }
-        self.once()
-    }
-
-    fn once(&self) -> Said {
         let mut command = Command::new(llama().join("llama-perplexity"));
         command.arg("-m").arg(self.model).arg("-f").arg(self.text);
         command
@@ -132,7 +126,9 @@ impl Perplexity<'_> {
         command
             .env_remove("GGML_BACKEND_PATH")
             .env_remove("MOQA_PLUGIN");
-        command.env("MOQA_LOG", "debug");
+        command
+            .env("MOQA_LOG", "debug")
+            .env("LD_PRELOAD", keeps_the_log());
         if self.plugin {
             command.env("GGML_BACKEND_PATH", plugin());
         }
