@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        lanes::part,
+        lanes::{part, prefetch},
         panel::{Codes, PanelActs, STEPS, SmallCodes, SmallPanel, SuperCodes, SuperPanel},
         unpack_small::SmallAvx2,
         unpack_super::SuperAvx2,

@@ -30,7 +30,23 @@ macro_rules! drivers {
             let n_rows = job.rows.len();
             let keep = NR.min(n_rows - first);
             for (i, sum) in sums.iter().enumerate() {
-                out[(t + i) * n_rows + first..][..keep].copy_from_slice(&sum[..keep]);
+                let out = &mut out[(t + i) * n_rows + first..][..keep];
+                // A copy of known length is no call.
+                match out.as_chunks_mut::<NR>().0 {
+                    [whole] => *whole = *sum,
+                    _ => out.copy_from_slice(&sum[..keep]),
+                }
+            }
+        }
+
+        /// Ask for block `b`, of `bytes`, of the panel of rows from the job's row `first` on: a processor does not see
+        /// by itself that so many rows are read side by side.
+        #[inline]
+        fn ask_for(rows: &[&[u8]; NR], b: usize, bytes: usize) {
+            for row in rows {
+                for at in (b * bytes..(b + 1) * bytes).step_by(64) {
+                    prefetch(row, at);
+                }
             }
         }
 
@@ -52,8 +68,10 @@ macro_rules! drivers {
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
                     let rows = job.weight_rows::<NR>(first);
+                    let next = job.weight_rows::<NR>(first + NR);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
+                        ask_for(&next, b, S::BYTES);
                         panel.fill::<S>(&rows, b, $lanes::WIDE);
                         let acts = &buffers.acts[b * n..][..n];
                         super_block::<S>(&panel, acts, &mut sums[..n], moved);
@@ -161,9 +179,11 @@ macro_rules! drivers {
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
                     let rows = job.weight_rows::<NR>(first);
+                    let next = job.weight_rows::<NR>(first + NR);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
                         let pieces = (n_pieces - 8 * b).min(8);
+                        ask_for(&next, b, 8 / M::PIECES * M::BYTES);
                         panel.fill::<M>(&rows, b, pieces);
                         let acts = &buffers.acts[b * n..][..n];
                         small_block::<M>(&panel, pieces, acts, &mut sums[..n], moved);
