@@ -17,7 +17,7 @@ mod lanes {
     use std::arch::x86_64::*;
 
     use super::{
-        super::super::panel::{Codes, PanelActs, STEPS},
+        super::super::panel::{Codes, PanelActs, RUN, STEPS},
         NR,
     };
 
@@ -103,6 +103,52 @@ mod lanes {
                     } else {
                         _mm256_add_epi16(sums[i], products)
                     };
+                }
+            }
+            for i in 0..T {
+                dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(sums[i], scale));
+            }
+        }
+    }
+
+    /// Whether more products can be added up in int16 where activations are quiet. Sums of activations moved up by 128
+    /// wrap around then, and come back because they begin at what is to be taken off: the true sums fit. That costs an
+    /// addition a run, so that two products a run are as good without.
+    pub const fn quiet<C: Codes>() -> bool {
+        moved::<C>() && run::<C>() == 1 && C::STEPS.is_multiple_of(RUN)
+    }
+
+    /// What quiet sums begin at: -128 times the codes.
+    #[target_feature(enable = "avx2")]
+    pub fn fill_start(codes: &[[i32; NR]; STEPS], start: &mut [[i32; NR]; STEPS / RUN]) {
+        let moved = _mm256_set1_epi8(-128);
+        for (start, codes) in start.iter_mut().zip(codes.as_chunks::<RUN>().0) {
+            let mut sum = zero();
+            for codes in codes {
+                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, load(codes)));
+            }
+            store(start, sum);
+        }
+    }
+
+    /// As [`multiply`], with quiet activations.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn multiply_quiet<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        start: &[[i32; NR]; STEPS / RUN],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        for run in (at..at + C::STEPS).step_by(RUN) {
+            let mut sums = [load(&start[run / RUN]); T];
+            for step in run..run + RUN {
+                let w = load(&codes[step]);
+                for i in 0..T {
+                    let a = _mm256_set1_epi32(acts[i].q[step]);
+                    sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(a, w));
                 }
             }
             for i in 0..T {

@@ -22,7 +22,7 @@ mod lanes {
     use std::arch::x86_64::*;
 
     use super::{
-        super::super::panel::{Codes, PanelActs, STEPS},
+        super::super::panel::{Codes, PanelActs, RUN, STEPS},
         NR,
     };
 
@@ -126,5 +126,27 @@ mod lanes {
         for i in 0..T {
             dots[i] = _mm512_add_epi32(dots[i], _mm512_mullo_epi32(sums[i], scale));
         }
+    }
+
+    /// Sums are of int32: nothing is to be gained by small activations.
+    pub const fn quiet<C: Codes>() -> bool {
+        false
+    }
+
+    /// Not called, as [`quiet`] says.
+    pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS / RUN]) {}
+
+    /// As [`multiply`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn multiply_quiet<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        _: &[[i32; NR]; STEPS / RUN],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        multiply::<C, T>(codes, acts, at, scale, dots);
     }
 }

@@ -73,6 +73,9 @@ macro_rules! drivers {
                     for b in 0..n_blocks {
                         ask_for(&next, b, S::BYTES);
                         panel.fill::<S>(&rows, b, $lanes::WIDE);
+                        if const { $lanes::quiet::<SuperCodes<S>>() } {
+                            $lanes::fill_start(&panel.codes, &mut panel.start);
+                        }
                         let acts = &buffers.acts[b * n..][..n];
                         super_block::<S>(&panel, acts, &mut sums[..n], moved);
                     }
@@ -89,29 +92,33 @@ macro_rules! drivers {
             sums: &mut [[f32; NR]],
             moved: bool,
         ) {
+            let max = <SuperCodes<S> as Codes>::MAX;
+            let can_be_quiet = const { $lanes::quiet::<SuperCodes<S>>() };
+            let is_quiet = |acts: &[PanelActs]| can_be_quiet && acts.iter().all(|a| a.is_quiet(max));
             let mut start = $lanes::zero();
-            if moved {
-                let [taken] = super_dots::<S, 1>(panel, &[PanelActs::MOVED], $lanes::zero());
+            if moved && !is_quiet(acts) {
+                let [taken] = super_dots::<S, 1, false>(panel, &[PanelActs::MOVED], $lanes::zero());
                 start = $lanes::sub(start, taken);
             }
             let mut at = 0;
             $(
                 while acts.len() - at >= $n {
-                    super_tile::<S, $n>(
-                        panel,
-                        acts[at..at + $n].try_into().expect("this many"),
-                        (&mut sums[at..at + $n]).try_into().expect("this many"),
-                        start,
-                    );
+                    let tile = acts[at..at + $n].try_into().expect("this many");
+                    let sums = (&mut sums[at..at + $n]).try_into().expect("this many");
+                    if is_quiet(&acts[at..at + $n]) {
+                        super_tile::<S, $n, true>(panel, tile, sums, $lanes::zero());
+                    } else {
+                        super_tile::<S, $n, false>(panel, tile, sums, start);
+                    }
                     at += $n;
                 }
             )*
         }
 
-        /// Integer dot products, scaled by sub-block.
+        /// Integer dot products, scaled by sub-block; `QUIET` if all activations are.
         #[inline]
         #[target_feature(enable = $features)]
-        fn super_dots<S: SuperAvx2, const T: usize>(
+        fn super_dots<S: SuperAvx2, const T: usize, const QUIET: bool>(
             panel: &SuperPanel<NR>,
             acts: &[PanelActs; T],
             start: $lanes::Int,
@@ -120,20 +127,26 @@ macro_rules! drivers {
             let steps = <SuperCodes<S> as Codes>::STEPS;
             for sub in 0..STEPS / steps {
                 let scale = $lanes::load(&panel.scale[sub]);
-                $lanes::multiply::<SuperCodes<S>, T>(&panel.codes, acts, sub * steps, scale, &mut dots);
+                if QUIET {
+                    $lanes::multiply_quiet::<SuperCodes<S>, T>(
+                        &panel.codes, &panel.start, acts, sub * steps, scale, &mut dots,
+                    );
+                } else {
+                    $lanes::multiply::<SuperCodes<S>, T>(&panel.codes, acts, sub * steps, scale, &mut dots);
+                }
             }
             dots
         }
 
         #[inline]
         #[target_feature(enable = $features)]
-        fn super_tile<S: SuperAvx2, const T: usize>(
+        fn super_tile<S: SuperAvx2, const T: usize, const QUIET: bool>(
             panel: &SuperPanel<NR>,
             acts: &[PanelActs; T],
             sums: &mut [[f32; NR]; T],
             start: $lanes::Int,
         ) {
-            let dots = super_dots::<S, T>(panel, acts, start);
+            let dots = super_dots::<S, T, QUIET>(panel, acts, start);
             let d = $lanes::load_float(&panel.d);
             for i in 0..T {
                 let scale = f32::from_bits(acts[i].b[0] as u32);
