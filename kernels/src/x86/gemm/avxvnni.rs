@@ -7,7 +7,7 @@ use super::{
         unpack_small::SmallAvx2,
         unpack_super::SuperAvx2,
     },
-    Buffers, CHUNK, drivers,
+    Buffers, CHUNK, chunk, drivers,
 };
 use crate::{activation::BLOCK_BYTES, matmul::Job};
 

@@ -10,8 +10,21 @@ mod ymm;
 
 use super::panel::PanelActs;
 
-/// Activation rows that are packed and multiplied at a time: with a panel of weights they stay in the second cache.
-const CHUNK: usize = 96;
+/// Activation rows that are packed and multiplied at a time, at most.
+const CHUNK: usize = 256;
+/// Bytes that they take, at most: with a panel of weights they stay in the second cache.
+const CHUNK_BYTES: usize = 1 << 20;
+/// A multiple of what fits tiles.
+const CHUNK_STEP: usize = 8;
+
+/// Of `n` activation rows of `n_blocks` blocks, how many at a time.
+fn chunk(n: usize, n_blocks: usize) -> usize {
+    let most = CHUNK_BYTES / (n_blocks.max(1) * size_of::<PanelActs>());
+    let most = (most / CHUNK_STEP * CHUNK_STEP).clamp(CHUNK_STEP, CHUNK);
+    // As equal as possible, so that none is small.
+    let chunks = n.div_ceil(most).max(1);
+    n.div_ceil(chunks).next_multiple_of(CHUNK_STEP).min(most)
+}
 
 /// Memory that calls reuse.
 #[derive(Default)]
@@ -57,8 +70,9 @@ macro_rules! drivers {
             let n_blocks = job.weights.n_in() / 256;
             let mut panel = SuperPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
-            for t in (0..job.act_rows.len()).step_by(CHUNK) {
-                let n = CHUNK.min(job.act_rows.len() - t);
+            let chunk = chunk(job.act_rows.len(), n_blocks);
+            for t in (0..job.act_rows.len()).step_by(chunk) {
+                let n = chunk.min(job.act_rows.len() - t);
                 buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
                 for i in 0..n {
                     let row = job.activation(t + i);
@@ -181,8 +195,9 @@ macro_rules! drivers {
             let n_blocks = n_pieces.div_ceil(8);
             let mut panel = SmallPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
-            for t in (0..job.act_rows.len()).step_by(CHUNK) {
-                let n = CHUNK.min(job.act_rows.len() - t);
+            let chunk = chunk(job.act_rows.len(), n_blocks);
+            for t in (0..job.act_rows.len()).step_by(chunk) {
+                let n = chunk.min(job.act_rows.len() - t);
                 buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
                 for i in 0..n {
                     let row = job.activation(t + i);
