@@ -47,6 +47,8 @@ impl<M: SmallAvx2> Codes for SmallCodes<M> {
 #[repr(C, align(64))]
 pub(super) struct SuperPanel<const NR: usize> {
     pub codes: [[i32; NR]; STEPS],
+    /// Of codes that are apart from their signs: all bits of a byte set where the code is negative.
+    pub signs: [[i32; NR]; STEPS],
     /// By sub-block and row: int32, or twice the int16.
     pub scale: [[i32; NR]; 16],
     /// Where int16 sums of [`RUN`] steps begin, so that activations moved up by 128 need no other correction.
@@ -149,6 +151,7 @@ impl Rows {
 impl<const NR: usize> SuperPanel<NR> {
     pub const ZERO: Self = SuperPanel {
         codes: [[0; NR]; STEPS],
+        signs: [[0; NR]; STEPS],
         scale: [[0; NR]; 16],
         start: [[0; NR]; STEPS / RUN],
         min: [[0; NR]; 8],

@@ -17,7 +17,10 @@ mod lanes {
     use std::arch::x86_64::*;
 
     use super::{
-        super::super::panel::{Codes, PanelActs, RUN, STEPS},
+        super::super::{
+            panel::{Codes, PanelActs, RUN, STEPS},
+            unpack_super::Form,
+        },
         NR,
     };
 
@@ -153,6 +156,43 @@ mod lanes {
             }
             for i in 0..T {
                 dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(sums[i], scale));
+            }
+        }
+    }
+
+    /// Whether magnitudes and signs are multiplied apart: `!a` for `-a`, which any port of the processor can do, leaves
+    /// out one times the magnitude, and that is a term of the weights alone. Of magnitudes up to 127 the pairs fit.
+    pub const fn apart<C: Codes>() -> bool {
+        matches!(C::FORM, Form::Signed) && 64 < C::MAX && C::MAX <= 127
+    }
+
+    /// Codes to magnitudes and signs.
+    #[target_feature(enable = "avx2")]
+    pub fn take_apart(codes: &mut [[i32; NR]; STEPS], signs: &mut [[i32; NR]; STEPS]) {
+        for (codes, signs) in codes.iter_mut().zip(signs) {
+            let w = load(codes);
+            store(signs, _mm256_cmpgt_epi8(zero(), w));
+            store(codes, _mm256_abs_epi8(w));
+        }
+    }
+
+    /// As [`multiply`], with magnitudes and signs.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn multiply_apart<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        signs: &[[i32; NR]; STEPS],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        for step in at..at + C::STEPS {
+            let (w, sign) = (load(&codes[step]), load(&signs[step]));
+            for i in 0..T {
+                let a = _mm256_xor_si256(_mm256_set1_epi32(acts[i].q[step]), sign);
+                let products = _mm256_maddubs_epi16(w, a);
+                dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(products, scale));
             }
         }
     }

@@ -149,4 +149,26 @@ mod lanes {
     ) {
         multiply::<C, T>(codes, acts, at, scale, dots);
     }
+
+    /// Signed codes are multiplied with activations moved up.
+    pub const fn apart<C: Codes>() -> bool {
+        false
+    }
+
+    /// Not called, as [`apart`] says.
+    pub fn take_apart(_: &mut [[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS]) {}
+
+    /// As [`multiply`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub fn multiply_apart<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        _: &[[i32; NR]; STEPS],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        multiply::<C, T>(codes, acts, at, scale, dots);
+    }
 }

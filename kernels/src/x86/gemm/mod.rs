@@ -87,6 +87,9 @@ macro_rules! drivers {
                     for b in 0..n_blocks {
                         ask_for(&next, b, S::BYTES);
                         panel.fill::<S>(&rows, b, $lanes::WIDE);
+                        if const { $lanes::apart::<SuperCodes<S>>() } {
+                            $lanes::take_apart(&mut panel.codes, &mut panel.signs);
+                        }
                         if const { $lanes::quiet::<SuperCodes<S>>() } {
                             $lanes::fill_start(&panel.codes, &mut panel.start);
                         }
@@ -110,8 +113,9 @@ macro_rules! drivers {
             let can_be_quiet = const { $lanes::quiet::<SuperCodes<S>>() };
             let is_quiet = |acts: &[PanelActs]| can_be_quiet && acts.iter().all(|a| a.is_quiet(max));
             let mut start = $lanes::zero();
-            if moved && !is_quiet(acts) {
-                let [taken] = super_dots::<S, 1, false>(panel, &[PanelActs::MOVED], $lanes::zero());
+            let nothing = if moved { PanelActs::MOVED } else { PanelActs::ZERO };
+            if moved && !is_quiet(acts) || const { $lanes::apart::<SuperCodes<S>>() } {
+                let [taken] = super_dots::<S, 1, false>(panel, &[nothing], $lanes::zero());
                 start = $lanes::sub(start, taken);
             }
             let mut at = 0;
@@ -141,7 +145,11 @@ macro_rules! drivers {
             let steps = <SuperCodes<S> as Codes>::STEPS;
             for sub in 0..STEPS / steps {
                 let scale = $lanes::load(&panel.scale[sub]);
-                if QUIET {
+                if const { $lanes::apart::<SuperCodes<S>>() } {
+                    $lanes::multiply_apart::<SuperCodes<S>, T>(
+                        &panel.codes, &panel.signs, acts, sub * steps, scale, &mut dots,
+                    );
+                } else if QUIET {
                     $lanes::multiply_quiet::<SuperCodes<S>, T>(
                         &panel.codes, &panel.start, acts, sub * steps, scale, &mut dots,
                     );
