@@ -51,8 +51,9 @@ pub(super) struct SuperPanel<const NR: usize> {
     pub signs: [[i32; NR]; STEPS],
     /// By sub-block and row: int32, or twice the int16.
     pub scale: [[i32; NR]; 16],
-    /// Where int16 sums of [`RUN`] steps begin, so that activations moved up by 128 need no other correction.
-    pub start: [[i32; NR]; STEPS / RUN],
+    /// Where int16 sums of [`RUN`] steps begin, and those of their first half, so that activations moved up by 128 need
+    /// no other correction.
+    pub start: [[[i32; NR]; 2]; STEPS / RUN],
     /// By row, pairs of int16 as the activations pair their sums.
     pub min: [[i32; NR]; 8],
     pub d: [f32; NR],
@@ -153,7 +154,7 @@ impl<const NR: usize> SuperPanel<NR> {
         codes: [[0; NR]; STEPS],
         signs: [[0; NR]; STEPS],
         scale: [[0; NR]; 16],
-        start: [[0; NR]; STEPS / RUN],
+        start: [[[0; NR]; 2]; STEPS / RUN],
         min: [[0; NR]; 8],
         d: [0.0; NR],
         dmin: [0.0; NR],

@@ -114,40 +114,51 @@ mod lanes {
         }
     }
 
-    /// Whether more products can be added up in int16 where activations are quiet. Sums of activations moved up by 128
-    /// wrap around then, and come back because they begin at what is to be taken off: the true sums fit. That costs an
-    /// addition a run, so that two products a run are as good without.
-    pub const fn quiet<C: Codes>() -> bool {
-        moved::<C>() && run::<C>() == 1 && C::STEPS.is_multiple_of(RUN)
+    /// Whether int16 sums may wrap around. Those of activations moved up by 128 then begin at what is to be taken off, and
+    /// come back, because the true sums fit: of half a run always, of a run where activations are quiet. That costs an
+    /// addition a run, so that two products at a time are as good without.
+    pub const fn wraps<C: Codes>() -> bool {
+        let half = RUN as i32 / 2 * 2 * 127 * C::MAX;
+        moved::<C>() && run::<C>() == 1 && C::STEPS.is_multiple_of(RUN) && half <= 32767
     }
 
-    /// What quiet sums begin at: -128 times the codes.
+    /// What wrapping sums begin at: -128 times the codes of a run, and those of its first half.
     #[target_feature(enable = "avx2")]
-    pub fn fill_start(codes: &[[i32; NR]; STEPS], start: &mut [[i32; NR]; STEPS / RUN]) {
+    pub fn fill_start(codes: &[[i32; NR]; STEPS], start: &mut [[[i32; NR]; 2]; STEPS / RUN]) {
         let moved = _mm256_set1_epi8(-128);
         for (start, codes) in start.iter_mut().zip(codes.as_chunks::<RUN>().0) {
             let mut sum = zero();
-            for codes in codes {
+            for (k, codes) in codes.iter().enumerate() {
                 sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, load(codes)));
+                if k + 1 == RUN / 2 {
+                    store(&mut start[1], sum);
+                }
             }
-            store(start, sum);
+            store(&mut start[0], sum);
         }
     }
 
-    /// As [`multiply`], with quiet activations.
+    /// As [`multiply`], with sums that wrap around; `QUIET` if all activations are.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn multiply_quiet<C: Codes, const T: usize>(
+    pub fn multiply_wrapping<C: Codes, const T: usize, const QUIET: bool>(
         codes: &[[i32; NR]; STEPS],
-        start: &[[i32; NR]; STEPS / RUN],
+        start: &[[[i32; NR]; 2]; STEPS / RUN],
         acts: &[PanelActs; T],
         at: usize,
         scale: Int,
         dots: &mut [Int; T],
     ) {
-        for run in (at..at + C::STEPS).step_by(RUN) {
-            let mut sums = [load(&start[run / RUN]); T];
-            for step in run..run + RUN {
+        let length = if QUIET { RUN } else { RUN / 2 };
+        for first in (at..at + C::STEPS).step_by(length) {
+            let [whole, half] = &start[first / RUN];
+            let start = match first % RUN {
+                0 if QUIET => load(whole),
+                0 => load(half),
+                _ => _mm256_sub_epi16(load(whole), load(half)),
+            };
+            let mut sums = [start; T];
+            for step in first..first + length {
                 let w = load(&codes[step]);
                 for i in 0..T {
                     let a = _mm256_set1_epi32(acts[i].q[step]);

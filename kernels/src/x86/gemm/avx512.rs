@@ -128,20 +128,20 @@ mod lanes {
         }
     }
 
-    /// Sums are of int32: nothing is to be gained by small activations.
-    pub const fn quiet<C: Codes>() -> bool {
+    /// Sums are of int32.
+    pub const fn wraps<C: Codes>() -> bool {
         false
     }
 
-    /// Not called, as [`quiet`] says.
-    pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS / RUN]) {}
+    /// Not called, as [`wraps`] says.
+    pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[[i32; NR]; 2]; STEPS / RUN]) {}
 
     /// As [`multiply`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub fn multiply_quiet<C: Codes, const T: usize>(
+    pub fn multiply_wrapping<C: Codes, const T: usize, const QUIET: bool>(
         codes: &[[i32; NR]; STEPS],
-        _: &[[i32; NR]; STEPS / RUN],
+        _: &[[[i32; NR]; 2]; STEPS / RUN],
         acts: &[PanelActs; T],
         at: usize,
         scale: Int,

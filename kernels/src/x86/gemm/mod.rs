@@ -90,7 +90,7 @@ macro_rules! drivers {
                         if const { $lanes::apart::<SuperCodes<S>>() } {
                             $lanes::take_apart(&mut panel.codes, &mut panel.signs);
                         }
-                        if const { $lanes::quiet::<SuperCodes<S>>() } {
+                        if const { $lanes::wraps::<SuperCodes<S>>() } {
                             $lanes::fill_start(&panel.codes, &mut panel.start);
                         }
                         let acts = &buffers.acts[b * n..][..n];
@@ -110,21 +110,21 @@ macro_rules! drivers {
             moved: bool,
         ) {
             let max = <SuperCodes<S> as Codes>::MAX;
-            let can_be_quiet = const { $lanes::quiet::<SuperCodes<S>>() };
-            let is_quiet = |acts: &[PanelActs]| can_be_quiet && acts.iter().all(|a| a.is_quiet(max));
+            let wraps = const { $lanes::wraps::<SuperCodes<S>>() };
+            let apart = const { $lanes::apart::<SuperCodes<S>>() };
             let mut start = $lanes::zero();
-            let nothing = if moved { PanelActs::MOVED } else { PanelActs::ZERO };
-            if moved && !is_quiet(acts) || const { $lanes::apart::<SuperCodes<S>>() } {
+            if moved && !wraps || apart {
+                let nothing = if moved { PanelActs::MOVED } else { PanelActs::ZERO };
                 let [taken] = super_dots::<S, 1, false>(panel, &[nothing], $lanes::zero());
                 start = $lanes::sub(start, taken);
             }
             let mut at = 0;
             $(
                 while acts.len() - at >= $n {
-                    let tile = acts[at..at + $n].try_into().expect("this many");
+                    let tile: &[PanelActs; $n] = acts[at..at + $n].try_into().expect("this many");
                     let sums = (&mut sums[at..at + $n]).try_into().expect("this many");
-                    if is_quiet(&acts[at..at + $n]) {
-                        super_tile::<S, $n, true>(panel, tile, sums, $lanes::zero());
+                    if wraps && tile.iter().all(|a| a.is_quiet(max)) {
+                        super_tile::<S, $n, true>(panel, tile, sums, start);
                     } else {
                         super_tile::<S, $n, false>(panel, tile, sums, start);
                     }
@@ -149,8 +149,8 @@ macro_rules! drivers {
                     $lanes::multiply_apart::<SuperCodes<S>, T>(
                         &panel.codes, &panel.signs, acts, sub * steps, scale, &mut dots,
                     );
-                } else if QUIET {
-                    $lanes::multiply_quiet::<SuperCodes<S>, T>(
+                } else if const { $lanes::wraps::<SuperCodes<S>>() } {
+                    $lanes::multiply_wrapping::<SuperCodes<S>, T, QUIET>(
                         &panel.codes, &panel.start, acts, sub * steps, scale, &mut dots,
                     );
                 } else {
