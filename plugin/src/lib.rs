@@ -1,10 +1,11 @@
 //! A ggml backend that unmodified llama.cpp programs load (`GGML_BACKEND_PATH`) and that computes the experts of
-//! Mixture-of-Experts models, ordinary ones and those in mixed containers. `docs/plugin.md` says how to use it.
+//! Mixture-of-Experts models, ordinary ones and those in mixed containers, and other quantized matrices.
+//! `docs/plugin.md` says how to use it.
 //!
 //! ```text
 //! host      the program: its functions, the layout of its ABI, checked; unsafe
 //! backend   what the program calls: device, buffers, streams; unsafe
-//! compute   products of experts with activations; safe, but for the memory of results (`compute::rows`)
+//! compute   products of weights with activations; safe, but for the memory of results (`compute::rows`)
 //! pool      threads; unsafe in one place
 //! ```
 

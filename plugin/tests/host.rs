@@ -41,9 +41,14 @@ fn compile(folder: &Path, name: &str, libraries: &[&str]) -> PathBuf {
 fn ggml_alone() {
     let folder = tempfile::tempdir().unwrap();
     let program = compile(folder.path(), "direct", &["-lggml", "-lggml-base"]);
-    let out = Command::new(program).arg(plugin()).output().unwrap();
-    assert!(out.status.success(), "{}", said(&out));
-    eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+    for dense in [None, Some("0"), Some("1")] {
+        let mut command = Command::new(&program);
+        command.arg(plugin()).env_remove("MOQA_DENSE");
+        command.envs(dense.map(|value| ("MOQA_DENSE", value)));
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{dense:?}: {}", said(&out));
+        eprintln!("{}", String::from_utf8_lossy(&out.stdout));
+    }
 }
 
 #[test]
@@ -102,6 +107,34 @@ fn no_host() {
         "{}",
         said(&out)
     );
+}
+
+/// Matrices that are not of experts are left to the program where a GPU could borrow them.
+#[test]
+fn dense_weights_are_left_alone_beside_a_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "guard", &["-lggml", "-lggml-base"]);
+    for (device, dense, taken) in [
+        ("cpu", None, true),
+        ("gpu", None, false),
+        ("cpu", Some("0"), false),
+        ("gpu", Some("1"), true),
+    ] {
+        let mut command = Command::new(&program);
+        command
+            .arg(device)
+            .arg(plugin())
+            .env_remove("MOQA_DENSE")
+            .envs(dense.map(|value| ("MOQA_DENSE", value)));
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{}", said(&out));
+        let expected = if taken { "dense: taken" } else { "dense: left" };
+        assert!(
+            said(&out).contains(expected),
+            "{device}, {dense:?}: {}",
+            said(&out)
+        );
+    }
 }
 
 /// The header that `moqa run` makes opens only where no GPU can get the experts.

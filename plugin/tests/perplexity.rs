@@ -41,6 +41,36 @@ fn agrees(model: &Path, text: &Path, arguments: &[&str]) -> Said {
     with
 }
 
+/// Attention's and the output's weights are computed here too, or not, as `MOQA_DENSE` says.
+#[test]
+fn dense_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, text) = (quantize(folder.path(), "Q4_K_M", &[]), text(folder.path()));
+    let run = |plugin, dense: &str| {
+        let said = Perplexity {
+            model: &model,
+            text: &text,
+            plugin,
+            environment: &[("MOQA_DENSE", dense)],
+            arguments: &[],
+        }
+        .run();
+        let perplexity = said
+            .perplexity
+            .unwrap_or_else(|| panic!("no perplexity: {}", said.text));
+        (perplexity, said.computed().0, said.dense())
+    };
+    let (without, experts_alone, all) = (run(false, "1"), run(true, "0"), run(true, "1"));
+    eprintln!("{without:?} {experts_alone:?} {all:?}");
+    assert_eq!((without.1, without.2, experts_alone.2), (0, 0, 0));
+    // Attention's four matrices in each of 6 layers, for each of the graphs with experts.
+    assert!(experts_alone.1 >= PRODUCTS && all.1 == experts_alone.1);
+    assert!(all.2 >= all.1 / PRODUCTS * 24, "{all:?}");
+    for (perplexity, ..) in [experts_alone, all] {
+        assert!((perplexity / without.0 - 1.0).abs() < 0.002);
+    }
+}
+
 /// A file whose layers' experts are of these types by turns, all else Q8_0: of every type in one run. Files of one type,
 /// and how far llama.cpp is from itself on them, are for scripts/check-plugin.
 fn by_layers(types: [&str; LAYERS]) {

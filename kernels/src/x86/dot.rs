@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::{
     lanes::{load, part, prefetch, sum4},
     unpack_small::SmallAvx2,
-    unpack_super::{Form, SuperAvx2},
+    unpack_super::{Form, Parts, SuperAvx2},
 };
 use crate::{
     activation::{BLOCK_BYTES, SUMS, VALUES},
@@ -43,20 +43,56 @@ fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
 /// Types with blocks of 256: all rows of the job with all its activations.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
+    match job.act_rows.len() {
+        1 => super_all::<S, 1>(job, out),
+        2 => super_all::<S, 2>(job, out),
+        3 => super_all::<S, 3>(job, out),
+        _ => super_all::<S, 4>(job, out),
+    }
+}
+
+/// As [`matmul_super`], up to `T` activations at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn super_all<S: SuperAvx2, const T: usize>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
+    let mut piece = Piece::<T>::new();
+    let mut single = Piece::<1>::new();
     for first in (0..n_rows).step_by(ROWS) {
         let rows = job.weight_rows::<ROWS>(first);
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
         while t < job.act_rows.len() {
-            let left = job.act_rows.len() - t;
-            let n = match left {
-                1 => super_rows::<S, 1>(job, rows, t, keep, first, out),
-                2 => super_rows::<S, 2>(job, rows, t, keep, first, out),
-                3 => super_rows::<S, 3>(job, rows, t, keep, first, out),
-                _ => super_rows::<S, 4>(job, rows, t, keep, first, out),
+            t += match job.act_rows.len() - t {
+                left if left >= T => super_rows::<S, T>(job, rows, t, keep, first, &mut piece, out),
+                _ => super_rows::<S, 1>(job, rows, t, keep, first, &mut single, out),
             };
-            t += n;
+        }
+    }
+}
+
+/// Blocks of a row that are worked on before the next row's, with one activation row: memory, for which that waits, is
+/// then read on in long pieces. With more, a block of all rows at once is faster.
+const PIECE: usize = 8;
+
+/// Sums of a piece of blocks, yet to be added up over their lanes.
+struct Piece<const T: usize> {
+    /// By block and activation, of each row.
+    dots: [[[__m256i; ROWS]; T]; PIECE],
+    mins: [[[__m256i; ROWS]; T]; PIECE],
+    d: [[f32; ROWS]; PIECE],
+    dmin: [[f32; ROWS]; PIECE],
+}
+
+impl<const T: usize> Piece<T> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new() -> Self {
+        let zero = _mm256_setzero_si256();
+        Piece {
+            dots: [[[zero; ROWS]; T]; PIECE],
+            mins: [[[zero; ROWS]; T]; PIECE],
+            d: [[0.0; ROWS]; PIECE],
+            dmin: [[0.0; ROWS]; PIECE],
         }
     }
 }
@@ -70,6 +106,7 @@ fn super_rows<S: SuperAvx2, const T: usize>(
     t: usize,
     keep: usize,
     first: usize,
+    piece: &mut Piece<T>,
     out: &mut [f32],
 ) -> usize {
     let n_blocks = rows[0].len() / S::BYTES;
@@ -79,58 +116,70 @@ fn super_rows<S: SuperAvx2, const T: usize>(
     }
     let ahead = ahead(job);
     let mut sums = [_mm_setzero_ps(); T];
-    for b in 0..n_blocks {
-        let mut dots = [[_mm256_setzero_si256(); ROWS]; T];
-        let mut mins = [[_mm256_setzero_si256(); ROWS]; T];
-        let mut d = [0f32; ROWS];
-        let mut dmin = [0f32; ROWS];
+    let most = if T == 1 { PIECE } else { 1 };
+    for start in (0..n_blocks).step_by(most) {
+        let n = most.min(n_blocks - start);
         for r in 0..ROWS {
-            for line in 0..S::BYTES.div_ceil(64) {
-                prefetch(rows[r], b * S::BYTES + 64 * line + ahead);
-            }
-            // SAFETY: this function has the features.
-            let w = unsafe { S::parts(&rows[r][b * S::BYTES..][..S::BYTES]) };
-            d[r] = w.d;
-            dmin[r] = w.dmin;
-            for (i, a) in acts.iter().enumerate() {
-                let a: &[u8; BLOCK_BYTES] = part(a, b * BLOCK_BYTES);
-                let mut dot = _mm256_setzero_si256();
-                for j in 0..8 {
-                    let products =
-                        multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
-                    let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
-                    let scale = if S::SUB == 256 {
-                        w.scale
-                    } else {
-                        _mm256_shuffle_epi8(w.scale, pick)
-                    };
-                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
+            for b in 0..n {
+                let block = start + b;
+                for line in 0..S::BYTES.div_ceil(64) {
+                    prefetch(rows[r], block * S::BYTES + 64 * line + ahead);
                 }
-                let a_sums = load(part(a, SUMS));
-                if let Form::Unsigned(offset @ 1..) = S::FORM {
-                    let offset = _mm256_set1_epi32(i32::from(offset));
-                    let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, a_sums), offset);
-                    dot = _mm256_sub_epi32(dot, excess);
-                }
-                dots[i][r] = dot;
-                if S::HAS_MIN {
-                    mins[i][r] = _mm256_madd_epi16(w.min, a_sums);
+                // SAFETY: this function has the features.
+                let w = unsafe { S::parts(&rows[r][block * S::BYTES..][..S::BYTES]) };
+                piece.d[b][r] = w.d;
+                piece.dmin[b][r] = w.dmin;
+                for (i, a) in acts.iter().enumerate() {
+                    let (dot, min) = super_block::<S>(&w, part(a, block * BLOCK_BYTES));
+                    piece.dots[b][i][r] = dot;
+                    if S::HAS_MIN {
+                        piece.mins[b][i][r] = min;
+                    }
                 }
             }
         }
-        let d = _mm_setr_ps(d[0], d[1], d[2], d[3]);
-        let dmin = _mm_setr_ps(dmin[0], dmin[1], dmin[2], dmin[3]);
-        for (i, a) in acts.iter().enumerate() {
-            let a = _mm_set1_ps(float(a, b * BLOCK_BYTES));
-            sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, a), _mm_cvtepi32_ps(sum4(dots[i])), sums[i]);
-            if S::HAS_MIN {
-                sums[i] =
-                    _mm_fnmadd_ps(_mm_mul_ps(dmin, a), _mm_cvtepi32_ps(sum4(mins[i])), sums[i]);
+        for b in 0..n {
+            let [d0, d1, d2, d3] = piece.d[b];
+            let d = _mm_setr_ps(d0, d1, d2, d3);
+            let [d0, d1, d2, d3] = piece.dmin[b];
+            let dmin = _mm_setr_ps(d0, d1, d2, d3);
+            for (i, a) in acts.iter().enumerate() {
+                let a = _mm_set1_ps(float(a, (start + b) * BLOCK_BYTES));
+                let dots = _mm_cvtepi32_ps(sum4(piece.dots[b][i]));
+                sums[i] = _mm_fmadd_ps(_mm_mul_ps(d, a), dots, sums[i]);
+                if S::HAS_MIN {
+                    let mins = _mm_cvtepi32_ps(sum4(piece.mins[b][i]));
+                    sums[i] = _mm_fnmadd_ps(_mm_mul_ps(dmin, a), mins, sums[i]);
+                }
             }
         }
     }
     put(job, t, keep, first, &sums, out);
     T
+}
+
+/// The products of a block's codes, scaled, and those of its minima, eight sums of each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn super_block<S: SuperAvx2>(w: &Parts, a: &[u8; BLOCK_BYTES]) -> (__m256i, __m256i) {
+    let mut dot = _mm256_setzero_si256();
+    for j in 0..8 {
+        let products = multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
+        let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
+        let scale = if S::SUB == 256 {
+            w.scale
+        } else {
+            _mm256_shuffle_epi8(w.scale, pick)
+        };
+        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
+    }
+    let sums = load(part(a, SUMS));
+    if let Form::Unsigned(offset @ 1..) = S::FORM {
+        let offset = _mm256_set1_epi32(i32::from(offset));
+        let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, sums), offset);
+        dot = _mm256_sub_epi32(dot, excess);
+    }
+    (dot, _mm256_madd_epi16(w.min, sums))
 }
 
 /// Sums of `T` activations with four rows into the output, of which `keep` rows exist.

@@ -14,6 +14,8 @@ use crate::activation::{BLOCK_BYTES, SUMS, VALUES};
 
 /// Steps of four codes in 256.
 pub(super) const STEPS: usize = 64;
+/// Steps that are added up in int16 where activations are small enough.
+pub(super) const RUN: usize = 4;
 
 /// What a kernel has to know of a type's codes; constants only.
 pub(super) trait Codes {
@@ -45,8 +47,13 @@ impl<M: SmallAvx2> Codes for SmallCodes<M> {
 #[repr(C, align(64))]
 pub(super) struct SuperPanel<const NR: usize> {
     pub codes: [[i32; NR]; STEPS],
+    /// Of codes that are apart from their signs: all bits of a byte set where the code is negative.
+    pub signs: [[i32; NR]; STEPS],
     /// By sub-block and row: int32, or twice the int16.
     pub scale: [[i32; NR]; 16],
+    /// Where int16 sums of [`RUN`] steps begin, and those of their first half, so that activations moved up by 128 need
+    /// no other correction.
+    pub start: [[[i32; NR]; 2]; STEPS / RUN],
     /// By row, pairs of int16 as the activations pair their sums.
     pub min: [[i32; NR]; 8],
     pub d: [f32; NR],
@@ -69,7 +76,8 @@ pub(crate) struct PanelActs {
     pub q: [i32; STEPS],
     /// Super types: pairs of int16 sums to multiply `min` with. Small types: the bits of the 8 scales.
     pub a: [i32; 8],
-    /// Super types: the bits of the scale. Small types: the bits of 8 times scale times sum.
+    /// Super types: the bits of the scale, and the largest sum of magnitudes that meet in an int16 in [`RUN`] steps.
+    /// Small types: the bits of 8 times scale times sum.
     pub b: [i32; 8],
 }
 
@@ -97,22 +105,46 @@ fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
 }
 
-/// Codes of eight rows into lanes `8 * half ..`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn put_codes<const NR: usize>(
-    codes: &mut [[i32; NR]; STEPS],
-    half: usize,
-    rows: &[[__m256i; 8]; 8],
-) {
-    for j in 0..8 {
-        let mut v = [rows[0][0]; 8];
-        for r in 0..8 {
-            v[r] = rows[r][j];
-        }
-        let columns = transpose(v);
-        for k in 0..8 {
-            put(&mut codes[8 * j + k], half, columns[k]);
+/// Codes of eight rows, 256 of each.
+#[repr(C, align(32))]
+struct Rows([[[__m128i; 2]; 8]; 8]);
+
+impl Rows {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new() -> Rows {
+        Rows([[[_mm_setzero_si128(); 2]; 8]; 8])
+    }
+
+    /// Codes `32 * j ..` of row `r`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn put(&mut self, r: usize, j: usize, x: __m256i) {
+        let to: &mut [__m128i; 2] = &mut self.0[r][j];
+        // SAFETY: writes the 32 bytes of the array; needs no alignment.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
+    }
+
+    /// Into lanes `8 * half ..`. Halves of vectors are put together as they are loaded, which is cheaper than to shuffle
+    /// whole vectors.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn transpose_into<const NR: usize>(&self, codes: &mut [[i32; NR]; STEPS], half: usize) {
+        for j in 0..8 {
+            for part in 0..2 {
+                let both = |r: usize| {
+                    let low = _mm256_castsi128_si256(self.0[r][j][part]);
+                    _mm256_inserti128_si256::<1>(low, self.0[r + 4][j][part])
+                };
+                let (a, b, c, d) = (both(0), both(1), both(2), both(3));
+                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                let at = 8 * j + 4 * part;
+                put(&mut codes[at], half, _mm256_unpacklo_epi64(ab, cd));
+                put(&mut codes[at + 1], half, _mm256_unpackhi_epi64(ab, cd));
+                let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                put(&mut codes[at + 2], half, _mm256_unpacklo_epi64(ab, cd));
+                put(&mut codes[at + 3], half, _mm256_unpackhi_epi64(ab, cd));
+            }
         }
     }
 }
@@ -120,7 +152,9 @@ fn put_codes<const NR: usize>(
 impl<const NR: usize> SuperPanel<NR> {
     pub const ZERO: Self = SuperPanel {
         codes: [[0; NR]; STEPS],
+        signs: [[0; NR]; STEPS],
         scale: [[0; NR]; 16],
+        start: [[[0; NR]; 2]; STEPS / RUN],
         min: [[0; NR]; 8],
         d: [0.0; NR],
         dmin: [0.0; NR],
@@ -132,7 +166,7 @@ impl<const NR: usize> SuperPanel<NR> {
     pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
         for half in 0..NR / 8 {
             let zero = _mm256_setzero_si256();
-            let mut codes = [[zero; 8]; 8];
+            let mut codes = Rows::new();
             let mut scale = [zero; 8];
             let mut min = [zero; 8];
             for r in 0..8 {
@@ -149,13 +183,15 @@ impl<const NR: usize> SuperPanel<NR> {
                         *q = _mm256_sign_epi8(*q, sign);
                     }
                 }
-                codes[r] = w.q;
+                for (j, q) in w.q.into_iter().enumerate() {
+                    codes.put(r, j, q);
+                }
                 scale[r] = w.scale;
                 min[r] = w.min;
                 self.d[8 * half + r] = w.d;
                 self.dmin[8 * half + r] = w.dmin;
             }
-            put_codes(&mut self.codes, half, &codes);
+            codes.transpose_into(&mut self.codes, half);
             // Dword k of a row's scales: sixteens 4k and 4k + 2, from the fourth on 4(k - 4) + 1 and 4(k - 4) + 3.
             let columns = transpose(scale);
             for (k, &x) in columns.iter().enumerate() {
@@ -203,7 +239,7 @@ impl<const NR: usize> SmallPanel<NR> {
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn fill<M: SmallAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, n: usize) {
         for half in 0..NR / 8 {
-            let mut codes = [[_mm256_setzero_si256(); 8]; 8];
+            let mut codes = Rows::new();
             for r in 0..8 {
                 let row = rows[8 * half + r];
                 for j in 0..n {
@@ -214,19 +250,43 @@ impl<const NR: usize> SmallPanel<NR> {
                         let (d, m) = M::scale(block);
                         (M::codes(block, piece % M::PIECES), d, m)
                     };
-                    codes[r][j] = match M::FORM {
+                    let q = match M::FORM {
                         Form::Unsigned(offset @ 1..) => {
                             _mm256_sub_epi8(q, _mm256_set1_epi8(offset))
                         }
                         _ => q,
                     };
+                    codes.put(r, j, q);
                     self.d[j][8 * half + r] = d;
                     self.m[j][8 * half + r] = m;
                 }
             }
-            put_codes(&mut self.codes, half, &codes);
+            codes.transpose_into(&mut self.codes, half);
         }
     }
+}
+
+/// The largest sum of the magnitudes that meet in an int16 in [`RUN`] steps: of two of each four neighbours in
+/// sixteen values.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn loudness(block: &[u8; BLOCK_BYTES]) -> i32 {
+    let ones = _mm256_set1_epi8(1);
+    let mut most = _mm256_setzero_si256();
+    for j in 0..8 {
+        let values = load(part(block, VALUES + 32 * j));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), ones);
+        let sums = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        most = _mm256_max_epi16(most, sums);
+    }
+    // Each dword of a half holds the same two sums.
+    let most = _mm_max_epi16(
+        _mm256_castsi256_si128(most),
+        _mm256_extracti128_si256::<1>(most),
+    );
+    let two = _mm_cvtsi128_si32(most);
+    (two & 0xffff).max(two >> 16)
 }
 
 impl PanelActs {
@@ -256,6 +316,12 @@ impl PanelActs {
         }
         put(&mut self.a, 0, sums);
         self.b[0] = i32::from_ne_bytes(*part(block, 0));
+        self.b[1] = loudness(block);
+    }
+
+    /// Whether sums of [`RUN`] steps fit int16 with codes of magnitudes up to `max`.
+    pub fn is_quiet(&self, max: i32) -> bool {
+        self.b[1] * max <= i32::from(i16::MAX)
     }
 
     /// For types with float scales.

@@ -551,6 +551,31 @@ fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
+/// Entries of four codes. They are put into memory one by one and read as vectors later: to put vectors together in
+/// registers takes twice as long, because one port has to do it all.
+#[repr(align(32))]
+struct Entries([u32; 64]);
+
+impl Entries {
+    #[inline(always)]
+    fn new() -> Entries {
+        Entries([0; 64])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn vectors(&mut self) -> [__m256i; 8] {
+        // Compilers would put them together in registers after all.
+        let entries = std::hint::black_box(&mut self.0);
+        let mut q = [_mm256_setzero_si256(); 8];
+        for (q, entries) in q.iter_mut().zip(entries.as_chunks::<8>().0) {
+            // SAFETY: reads the 32 bytes of the array; needs no alignment.
+            *q = unsafe { _mm256_loadu_si256(entries.as_ptr().cast()) };
+        }
+        q
+    }
+}
+
 impl SuperAvx2 for b::Iq3Xxs {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 62;
@@ -560,16 +585,17 @@ impl SuperAvx2 for b::Iq3Xxs {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts(block: &[u8]) -> Parts {
         let block: &[u8; 98] = part(block, 0);
+        let mut entries = Entries::new();
+        for i in 0..8 {
+            let n = opaque8(part(block, 2 + 8 * i));
+            for k in 0..8 {
+                entries.0[8 * i + k] = tables::IQ3_XXS[(n >> (8 * k)) as usize & 255];
+            }
+        }
         let words = load(part(block, 66));
         let signs = even_parity(sevens(words));
         let sign = spread_signs(signs);
-        let mut q = sign;
-        for (i, q) in q.iter_mut().enumerate() {
-            let n = opaque8(part(block, 2 + 8 * i));
-            let one = |k: usize| tables::IQ3_XXS[(n >> (8 * k)) as usize & 255];
-            let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
-        }
+        let q = entries.vectors();
         with_signs(
             q,
             sign,

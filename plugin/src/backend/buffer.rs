@@ -45,9 +45,11 @@ struct Tensors {
     closed: bool,
 }
 
-/// An expert tensor.
+/// An expert tensor, or a dense matrix.
 struct Entry {
     name: String,
+    /// Only experts' tensors can be mixed containers.
+    is_of_experts: bool,
     ty: Type,
     shape: Shape,
     bytes: usize,
@@ -107,6 +109,7 @@ impl Buffer {
         }
         let mut entry = Entry {
             name: tensor.name().into_owned(),
+            is_of_experts: true,
             ty,
             shape,
             bytes,
@@ -128,7 +131,8 @@ impl Buffer {
         result
     }
 
-    /// What is in an expert tensor, by its root. Tensors that got no place are looked at here.
+    /// What is in an expert tensor, by its root. Tensors that got no place, and dense ones, which have none, are looked
+    /// at here.
     ///
     /// # Errors
     /// Why it cannot be used.
@@ -147,15 +151,20 @@ impl Buffer {
         if tensors.closed {
             return Err(format!("{}: its buffer is gone", tensor.name()));
         }
+        let is_of_experts = is_expert_weight(&tensor);
         let entry = tensors.table.entry(data as usize).or_insert_with(|| Entry {
             name: tensor.name().into_owned(),
+            is_of_experts,
             ty,
             shape,
             bytes,
             found: None,
         });
-        if (entry.ty, entry.shape, entry.bytes) != (ty, shape, bytes) {
-            (entry.ty, entry.shape, entry.bytes) = (ty, shape, bytes);
+        if (entry.is_of_experts, entry.ty, entry.shape, entry.bytes)
+            != (is_of_experts, ty, shape, bytes)
+        {
+            (entry.is_of_experts, entry.ty, entry.shape, entry.bytes) =
+                (is_of_experts, ty, shape, bytes);
             entry.found = None;
         }
         // SAFETY: inside the buffer, which is not closed.
@@ -215,16 +224,24 @@ impl Entry {
     unsafe fn find(&mut self, data: *const u8) -> Result<Arc<Experts>, String> {
         // SAFETY: the caller's promise.
         let bytes = unsafe { std::slice::from_raw_parts(data, self.bytes) };
-        let ends = [
-            ends(bytes),
-            ends(&bytes[bytes.len().saturating_sub(ENDS)..]),
-        ];
+        // What an ordinary tensor is does not depend on its bytes.
+        let ends = match self.is_of_experts {
+            true => [
+                ends(bytes),
+                ends(&bytes[bytes.len().saturating_sub(ENDS)..]),
+            ],
+            false => [[0; ENDS]; 2],
+        };
         if let Some(found) = &self.found
             && found.ends == ends
         {
             return found.result.clone();
         }
-        let result = Experts::find(self.ty, self.shape, bytes)
+        let result = match self.is_of_experts {
+            true => Experts::find(self.ty, self.shape, bytes),
+            false => Experts::uniform(self.ty, self.shape, bytes.len()),
+        };
+        let result = result
             .map(Arc::new)
             .map_err(|e| format!("{}: {e}", self.name));
         self.found = Some(Found {
@@ -258,6 +275,11 @@ fn remove(table: &mut BTreeMap<usize, Entry>, data: usize, bytes: usize) {
 pub fn is_expert_weight(tensor: &Tensor<'_>) -> bool {
     let name = tensor.name();
     name.ends_with("exps.weight")
+}
+
+/// Whether a tensor is named as a weight matrix of a model's file, and not as what a program adds (adapters).
+pub fn is_weight(tensor: &Tensor<'_>) -> bool {
+    tensor.name().ends_with(".weight")
 }
 
 /// What is wrong with the expert tensors that are loaded now.

@@ -1,10 +1,12 @@
 //! The device and its registry entry: what a host asks before it computes.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::OnceLock;
 
 use ggml_backend_sys as sys;
+use moqa_kernels::Activation;
 
-use super::buffer::{self, NAME, is_expert_weight};
+use super::buffer::{self, NAME, is_expert_weight, is_weight};
 use super::tensor::Tensor;
 use super::{guarded_or, stream};
 use crate::host::Host;
@@ -154,7 +156,7 @@ unsafe extern "C" fn get_name(_: sys::ggml_backend_dev_t) -> *const c_char {
 }
 
 unsafe extern "C" fn get_description(_: sys::ggml_backend_dev_t) -> *const c_char {
-    c"moqa: Mixture-of-Experts weights on the CPU".as_ptr()
+    c"moqa: quantized weights on the CPU".as_ptr()
 }
 
 /// None of its own: hosts count the CPU's.
@@ -260,15 +262,26 @@ fn supports(host: &'static Host, op: Tensor<'_>) -> bool {
         }
         return reason.is_none() || is_mixed(host, weights);
     }
-    if is_glu_of_experts(host, op) {
+    if is_glu_of_products(host, op) {
         return true;
     }
     // Whatever else is done with a mixed container, nobody else may take its bytes for numbers; computing it fails.
     op.sources().any(|src| is_mixed(host, src))
 }
 
+/// Whether weight matrices that are not of experts are ours too: as `MOQA_DENSE` says (0 or 1), otherwise where there
+/// is no GPU device, to which the program may lend large products with matrices that the CPU backend keeps.
+fn takes_dense(host: &'static Host) -> bool {
+    static TAKES: OnceLock<bool> = OnceLock::new();
+    *TAKES.get_or_init(|| match std::env::var("MOQA_DENSE").as_deref() {
+        Ok("0" | "off" | "no" | "false") => false,
+        Ok("1" | "on" | "yes" | "true") => true,
+        _ => gpu(host).is_none(),
+    })
+}
+
 /// Whether it is a gated linear unit of products that are computed here: others stay where their sources are.
-fn is_glu_of_experts(host: &'static Host, op: Tensor<'_>) -> bool {
+fn is_glu_of_products(host: &'static Host, op: Tensor<'_>) -> bool {
     if op.glu().is_none() {
         return false;
     }
@@ -277,7 +290,7 @@ fn is_glu_of_experts(host: &'static Host, op: Tensor<'_>) -> bool {
         && op.sources().all(|source| {
             let product = source.root();
             is_row_of_floats(source)
-                && product.op() == host.numbers.mul_mat_id
+                && [host.numbers.mul_mat_id, host.numbers.mul_mat].contains(&product.op())
                 && product.src(0).is_some_and(|weights| {
                     is_ours(host, weights) && refusal(host, product, weights).is_none()
                 })
@@ -318,7 +331,15 @@ fn refusal(host: &'static Host, op: Tensor<'_>, weights: Tensor<'_>) -> Option<&
         return Some("it is not three-dimensional");
     };
     if !is_expert_weight(&weights.root()) {
-        return Some("it is not an expert tensor");
+        if by_ids || shape.n_expert != 1 || !is_weight(&weights.root()) {
+            return Some("it is neither an expert tensor nor a weight matrix");
+        }
+        if ty.activation() == Activation::F32 {
+            return Some("it is a matrix of floats");
+        }
+        if !takes_dense(host) {
+            return Some("it is not an expert tensor");
+        }
     }
     if usize::try_from(shape.n_in)
         .ok()

@@ -58,7 +58,11 @@ impl Experts {
         }
     }
 
-    fn uniform(ty: Type, shape: Shape, have: usize) -> Result<Self, Error> {
+    /// A tensor of which all is of one type, in `have` bytes.
+    ///
+    /// # Errors
+    /// Sizes that do not agree.
+    pub fn uniform(ty: Type, shape: Shape, have: usize) -> Result<Self, Error> {
         let (n_in, n_out, n_expert) = sizes(shape)?;
         let row_bytes = ty.row_bytes(n_in).ok_or(Error::Row {
             ty: ty.name(),

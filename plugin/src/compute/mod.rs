@@ -53,8 +53,8 @@ const LEAST_STREAMED_BYTES: usize = 48 << 10;
 const TASKS_PER_THREAD: usize = 4;
 /// Rows of weights in a task are a multiple of this.
 const ROWS: usize = 8;
-/// Activation rows that the kernels get at once: as many as they pack at a time.
-const TASK_TOKENS: usize = 96;
+/// Activation rows that the kernels get at once: as many as they pack at a time, at most.
+const TASK_TOKENS: usize = 256;
 
 /// Values that a thread quantizes in a microsecond, about.
 const QUANTIZED_PER_MICROSECOND: u64 = 500;

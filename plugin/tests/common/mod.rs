@@ -151,16 +151,27 @@ impl Perplexity<'_> {
 impl Said {
     /// MUL_MAT_ID nodes that the library computed, and how many of them with mixed tensors.
     pub fn computed(&self) -> (u64, u64) {
-        let mut sums = (0, 0);
+        let [by_ids, mixed, _] = self.counts();
+        (by_ids, mixed)
+    }
+
+    /// MUL_MAT nodes that the library computed.
+    pub fn dense(&self) -> u64 {
+        self.counts()[2]
+    }
+
+    fn counts(&self) -> [u64; 3] {
+        let mut sums = [0; 3];
         for line in self.text.split("freed a stream: ").skip(1) {
             let line = line.lines().next().unwrap_or_default();
             let numbers: Vec<u64> = line
                 .split(|c: char| !c.is_ascii_digit())
                 .filter_map(|n| n.parse().ok())
                 .collect();
-            // "… graphs, … MUL_MAT_ID (… of mixed tensors) …"
-            sums.0 += numbers[1];
-            sums.1 += numbers[2];
+            // "… graphs, … MUL_MAT_ID (… of mixed tensors) and … MUL_MAT …"
+            for (sum, number) in sums.iter_mut().zip(&numbers[1..]) {
+                *sum += number;
+            }
         }
         sums
     }

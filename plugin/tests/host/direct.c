@@ -229,6 +229,72 @@ static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum
     free(values);
 }
 
+// Weight matrices that are not of experts: taken as MOQA_DENSE says, by name, shape and type; products against sums.
+static void dense(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum ggml_type type, int threads) {
+    const char * wanted = getenv("MOQA_DENSE");
+    const int taken = !wanted || strcmp(wanted, "0") != 0;
+    ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
+    CHECK(backend, "no stream");
+    set_n_threads(backend, threads);
+    struct ggml_init_params params = { ggml_tensor_overhead() * 32 + ggml_graph_overhead(), NULL, true };
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * w = ggml_new_tensor_2d(ctx, type, N_IN, N_OUT);
+    struct ggml_tensor * adapter = ggml_new_tensor_2d(ctx, type, N_IN, N_OUT);
+    struct ggml_tensor * floats = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_IN, N_OUT);
+    struct ggml_tensor * heads = ggml_new_tensor_3d(ctx, type, N_IN, N_OUT, 2);
+    ggml_set_name(w, "blk.0.attn_q.weight");
+    ggml_set_name(adapter, "blk.0.attn_q.weight.lora_a");
+    ggml_set_name(floats, "blk.0.ffn_gate_inp.weight");
+    ggml_set_name(heads, "blk.0.attn_k_b.weight");
+    struct ggml_tensor * x = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, N_IN, N_TOKENS);
+    struct ggml_tensor * many = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, N_IN, N_TOKENS, 2);
+    struct ggml_tensor * y = ggml_mul_mat(ctx, w, x);
+    struct ggml_tensor * unit = ggml_swiglu_split(ctx, y, ggml_mul_mat(ctx, w, x));
+    struct ggml_tensor * others[] = { ggml_mul_mat(ctx, adapter, x), ggml_mul_mat(ctx, floats, x), ggml_mul_mat(ctx, heads, many) };
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_dev_buffer_type(dev));
+    CHECK(buffer, "no buffer");
+    CHECK(ggml_backend_dev_supports_op(dev, y) == taken, "%s: dense, MOQA_DENSE=%s", ggml_type_name(type), wanted ? wanted : "");
+    CHECK(ggml_backend_dev_supports_op(dev, unit) == taken, "GLU of dense products");
+    for (int i = 0; i < 3; i++) {
+        CHECK(!ggml_backend_dev_supports_op(dev, others[i]), "product %d is taken", i);
+    }
+    if (taken) {
+        float * values = malloc(sizeof(float) * N_IN * N_OUT);
+        for (int i = 0; i < N_IN * N_OUT; i++) {
+            values[i] = next_float();
+        }
+        void * bytes = malloc(ggml_nbytes(w));
+        ggml_quantize_chunk(type, values, bytes, 0, N_OUT, N_IN, NULL);
+        ggml_get_type_traits(type)->to_float(bytes, values, N_IN * N_OUT);
+        ggml_backend_tensor_set(w, bytes, 0, ggml_nbytes(w));
+        float xs[N_IN * N_TOKENS];
+        for (int i = 0; i < N_IN * N_TOKENS; i++) {
+            xs[i] = next_float();
+        }
+        ggml_backend_tensor_set(x, xs, 0, sizeof(xs));
+        struct ggml_cgraph * graph = ggml_new_graph(ctx);
+        ggml_build_forward_expand(graph, y);
+        CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "graph of a dense product");
+        const float * found = (const float *) y->data;
+        for (int t = 0; t < N_TOKENS; t++) {
+            for (int r = 0; r < N_OUT; r++) {
+                double sum = 0, size = 0;
+                for (int i = 0; i < N_IN; i++) {
+                    sum += (double) xs[t * N_IN + i] * values[r * N_IN + i];
+                    size += fabs((double) xs[t * N_IN + i] * values[r * N_IN + i]);
+                }
+                const double error = fabs(sum - found[t * N_OUT + r]);
+                CHECK(error <= 0.01 * size, "dense %s: token %d row %d: error %g of %g", ggml_type_name(type), t, r, error, size);
+            }
+        }
+        free(bytes);
+        free(values);
+    }
+    ggml_backend_free(backend);
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+}
+
 // Half a container: a stream is refused while it is loaded, and computing with an existing one fails.
 static void damaged(ggml_backend_dev_t dev) {
     ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
@@ -275,6 +341,9 @@ int main(int argc, char ** argv) {
     const enum ggml_type types[] = { GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q4_0 };
     for (int i = 0; i < 16; i++) {
         round_of(dev, set_n_threads, types[i % 4], 1 + i / 4, i % 2);
+    }
+    for (int i = 0; i < 8; i++) {
+        dense(dev, set_n_threads, types[i % 4], 1 + i / 4);
     }
     damaged(dev);
     const long before = resident_kb();

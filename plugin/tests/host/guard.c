@@ -1,7 +1,11 @@
 // A host that may have a GPU: registers a device of that type, which does nothing, and then loads the library.
 //
 //     guard gpu|cpu LIBRARY
+//
+// Says whether the library takes a dense product.
 
+#include "ggml.h"
+#include "ggml-alloc.h"
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 
@@ -56,5 +60,22 @@ int main(int argc, char ** argv) {
             return 1;
         }
     }
-    return ggml_backend_load(argv[2]) ? 0 : 3;
+    ggml_backend_reg_t library = ggml_backend_load(argv[2]);
+    if (!library) {
+        return 3;
+    }
+    ggml_backend_dev_t ours = ggml_backend_reg_dev_get(library, 0);
+    struct ggml_init_params params = { ggml_tensor_overhead() * 4, NULL, true };
+    struct ggml_context * ctx = ggml_init(params);
+    struct ggml_tensor * w = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_K, 256, 8);
+    ggml_set_name(w, "output.weight");
+    struct ggml_tensor * y = ggml_mul_mat(ctx, w, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 256, 2));
+    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_dev_buffer_type(ours));
+    if (!buffer) {
+        return 4;
+    }
+    printf("dense: %s\n", ggml_backend_dev_supports_op(ours, y) ? "taken" : "left");
+    ggml_backend_buffer_free(buffer);
+    ggml_free(ctx);
+    return 0;
 }

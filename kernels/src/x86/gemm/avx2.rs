@@ -2,12 +2,12 @@
 
 use super::{
     super::{
-        lanes::part,
+        lanes::{part, prefetch},
         panel::{Codes, PanelActs, STEPS, SmallCodes, SmallPanel, SuperCodes, SuperPanel},
         unpack_small::SmallAvx2,
         unpack_super::SuperAvx2,
     },
-    Buffers, CHUNK, drivers,
+    Buffers, CHUNK, chunk, drivers,
 };
 use crate::{activation::BLOCK_BYTES, matmul::Job};
 
@@ -17,7 +17,10 @@ mod lanes {
     use std::arch::x86_64::*;
 
     use super::{
-        super::super::panel::{Codes, PanelActs, STEPS},
+        super::super::{
+            panel::{Codes, PanelActs, RUN, STEPS},
+            unpack_super::Form,
+        },
         NR,
     };
 
@@ -107,6 +110,100 @@ mod lanes {
             }
             for i in 0..T {
                 dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(sums[i], scale));
+            }
+        }
+    }
+
+    /// Whether int16 sums may wrap around. Those of activations moved up by 128 then begin at what is to be taken off, and
+    /// come back, because the true sums fit: of half a run always, of a run where activations are quiet. That costs an
+    /// addition a run, so that two products at a time are as good without.
+    pub const fn wraps<C: Codes>() -> bool {
+        let half = RUN as i32 / 2 * 2 * 127 * C::MAX;
+        moved::<C>() && run::<C>() == 1 && C::STEPS.is_multiple_of(RUN) && half <= 32767
+    }
+
+    /// What wrapping sums begin at: -128 times the codes of a run, and those of its first half.
+    #[target_feature(enable = "avx2")]
+    pub fn fill_start(codes: &[[i32; NR]; STEPS], start: &mut [[[i32; NR]; 2]; STEPS / RUN]) {
+        let moved = _mm256_set1_epi8(-128);
+        for (start, codes) in start.iter_mut().zip(codes.as_chunks::<RUN>().0) {
+            let mut sum = zero();
+            for (k, codes) in codes.iter().enumerate() {
+                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, load(codes)));
+                if k + 1 == RUN / 2 {
+                    store(&mut start[1], sum);
+                }
+            }
+            store(&mut start[0], sum);
+        }
+    }
+
+    /// As [`multiply`], with sums that wrap around; `QUIET` if all activations are.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn multiply_wrapping<C: Codes, const T: usize, const QUIET: bool>(
+        codes: &[[i32; NR]; STEPS],
+        start: &[[[i32; NR]; 2]; STEPS / RUN],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        let length = if QUIET { RUN } else { RUN / 2 };
+        for first in (at..at + C::STEPS).step_by(length) {
+            let [whole, half] = &start[first / RUN];
+            let start = match first % RUN {
+                0 if QUIET => load(whole),
+                0 => load(half),
+                _ => _mm256_sub_epi16(load(whole), load(half)),
+            };
+            let mut sums = [start; T];
+            for step in first..first + length {
+                let w = load(&codes[step]);
+                for i in 0..T {
+                    let a = _mm256_set1_epi32(acts[i].q[step]);
+                    sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(a, w));
+                }
+            }
+            for i in 0..T {
+                dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(sums[i], scale));
+            }
+        }
+    }
+
+    /// Whether magnitudes and signs are multiplied apart: `!a` for `-a`, which any port of the processor can do, leaves
+    /// out one times the magnitude, and that is a term of the weights alone. Of magnitudes up to 127 the pairs fit.
+    pub const fn apart<C: Codes>() -> bool {
+        matches!(C::FORM, Form::Signed) && 64 < C::MAX && C::MAX <= 127
+    }
+
+    /// Codes to magnitudes and signs.
+    #[target_feature(enable = "avx2")]
+    pub fn take_apart(codes: &mut [[i32; NR]; STEPS], signs: &mut [[i32; NR]; STEPS]) {
+        for (codes, signs) in codes.iter_mut().zip(signs) {
+            let w = load(codes);
+            store(signs, _mm256_cmpgt_epi8(zero(), w));
+            store(codes, _mm256_abs_epi8(w));
+        }
+    }
+
+    /// As [`multiply`], with magnitudes and signs.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn multiply_apart<C: Codes, const T: usize>(
+        codes: &[[i32; NR]; STEPS],
+        signs: &[[i32; NR]; STEPS],
+        acts: &[PanelActs; T],
+        at: usize,
+        scale: Int,
+        dots: &mut [Int; T],
+    ) {
+        for step in at..at + C::STEPS {
+            let (w, sign) = (load(&codes[step]), load(&signs[step]));
+            for i in 0..T {
+                let a = _mm256_xor_si256(_mm256_set1_epi32(acts[i].q[step]), sign);
+                let products = _mm256_maddubs_epi16(w, a);
+                dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(products, scale));
             }
         }
     }

@@ -10,8 +10,21 @@ mod ymm;
 
 use super::panel::PanelActs;
 
-/// Activation rows that are packed and multiplied at a time: with a panel of weights they stay in the second cache.
-const CHUNK: usize = 96;
+/// Activation rows that are packed and multiplied at a time, at most.
+const CHUNK: usize = 256;
+/// Bytes that they take, at most: with a panel of weights they stay in the second cache.
+const CHUNK_BYTES: usize = 1 << 20;
+/// A multiple of what fits tiles.
+const CHUNK_STEP: usize = 8;
+
+/// Of `n` activation rows of `n_blocks` blocks, how many at a time.
+fn chunk(n: usize, n_blocks: usize) -> usize {
+    let most = CHUNK_BYTES / (n_blocks.max(1) * size_of::<PanelActs>());
+    let most = (most / CHUNK_STEP * CHUNK_STEP).clamp(CHUNK_STEP, CHUNK);
+    // As equal as possible, so that none is small.
+    let chunks = n.div_ceil(most).max(1);
+    n.div_ceil(chunks).next_multiple_of(CHUNK_STEP).min(most)
+}
 
 /// Memory that calls reuse.
 #[derive(Default)]
@@ -30,7 +43,23 @@ macro_rules! drivers {
             let n_rows = job.rows.len();
             let keep = NR.min(n_rows - first);
             for (i, sum) in sums.iter().enumerate() {
-                out[(t + i) * n_rows + first..][..keep].copy_from_slice(&sum[..keep]);
+                let out = &mut out[(t + i) * n_rows + first..][..keep];
+                // A copy of known length is no call.
+                match out.as_chunks_mut::<NR>().0 {
+                    [whole] => *whole = *sum,
+                    _ => out.copy_from_slice(&sum[..keep]),
+                }
+            }
+        }
+
+        /// Ask for block `b`, of `bytes`, of the panel of rows from the job's row `first` on: a processor does not see
+        /// by itself that so many rows are read side by side.
+        #[inline]
+        fn ask_for(rows: &[&[u8]; NR], b: usize, bytes: usize) {
+            for row in rows {
+                for at in (b * bytes..(b + 1) * bytes).step_by(64) {
+                    prefetch(row, at);
+                }
             }
         }
 
@@ -41,8 +70,9 @@ macro_rules! drivers {
             let n_blocks = job.weights.n_in() / 256;
             let mut panel = SuperPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
-            for t in (0..job.act_rows.len()).step_by(CHUNK) {
-                let n = CHUNK.min(job.act_rows.len() - t);
+            let chunk = chunk(job.act_rows.len(), n_blocks);
+            for t in (0..job.act_rows.len()).step_by(chunk) {
+                let n = chunk.min(job.act_rows.len() - t);
                 buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
                 for i in 0..n {
                     let row = job.activation(t + i);
@@ -52,9 +82,17 @@ macro_rules! drivers {
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
                     let rows = job.weight_rows::<NR>(first);
+                    let next = job.weight_rows::<NR>(first + NR);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
+                        ask_for(&next, b, S::BYTES);
                         panel.fill::<S>(&rows, b, $lanes::WIDE);
+                        if const { $lanes::apart::<SuperCodes<S>>() } {
+                            $lanes::take_apart(&mut panel.codes, &mut panel.signs);
+                        }
+                        if const { $lanes::wraps::<SuperCodes<S>>() } {
+                            $lanes::fill_start(&panel.codes, &mut panel.start);
+                        }
                         let acts = &buffers.acts[b * n..][..n];
                         super_block::<S>(&panel, acts, &mut sums[..n], moved);
                     }
@@ -71,29 +109,34 @@ macro_rules! drivers {
             sums: &mut [[f32; NR]],
             moved: bool,
         ) {
+            let max = <SuperCodes<S> as Codes>::MAX;
+            let wraps = const { $lanes::wraps::<SuperCodes<S>>() };
+            let apart = const { $lanes::apart::<SuperCodes<S>>() };
             let mut start = $lanes::zero();
-            if moved {
-                let [taken] = super_dots::<S, 1>(panel, &[PanelActs::MOVED], $lanes::zero());
+            if moved && !wraps || apart {
+                let nothing = if moved { PanelActs::MOVED } else { PanelActs::ZERO };
+                let [taken] = super_dots::<S, 1, false>(panel, &[nothing], $lanes::zero());
                 start = $lanes::sub(start, taken);
             }
             let mut at = 0;
             $(
                 while acts.len() - at >= $n {
-                    super_tile::<S, $n>(
-                        panel,
-                        acts[at..at + $n].try_into().expect("this many"),
-                        (&mut sums[at..at + $n]).try_into().expect("this many"),
-                        start,
-                    );
+                    let tile: &[PanelActs; $n] = acts[at..at + $n].try_into().expect("this many");
+                    let sums = (&mut sums[at..at + $n]).try_into().expect("this many");
+                    if wraps && tile.iter().all(|a| a.is_quiet(max)) {
+                        super_tile::<S, $n, true>(panel, tile, sums, start);
+                    } else {
+                        super_tile::<S, $n, false>(panel, tile, sums, start);
+                    }
                     at += $n;
                 }
             )*
         }
 
-        /// Integer dot products, scaled by sub-block.
+        /// Integer dot products, scaled by sub-block; `QUIET` if all activations are.
         #[inline]
         #[target_feature(enable = $features)]
-        fn super_dots<S: SuperAvx2, const T: usize>(
+        fn super_dots<S: SuperAvx2, const T: usize, const QUIET: bool>(
             panel: &SuperPanel<NR>,
             acts: &[PanelActs; T],
             start: $lanes::Int,
@@ -102,20 +145,30 @@ macro_rules! drivers {
             let steps = <SuperCodes<S> as Codes>::STEPS;
             for sub in 0..STEPS / steps {
                 let scale = $lanes::load(&panel.scale[sub]);
-                $lanes::multiply::<SuperCodes<S>, T>(&panel.codes, acts, sub * steps, scale, &mut dots);
+                if const { $lanes::apart::<SuperCodes<S>>() } {
+                    $lanes::multiply_apart::<SuperCodes<S>, T>(
+                        &panel.codes, &panel.signs, acts, sub * steps, scale, &mut dots,
+                    );
+                } else if const { $lanes::wraps::<SuperCodes<S>>() } {
+                    $lanes::multiply_wrapping::<SuperCodes<S>, T, QUIET>(
+                        &panel.codes, &panel.start, acts, sub * steps, scale, &mut dots,
+                    );
+                } else {
+                    $lanes::multiply::<SuperCodes<S>, T>(&panel.codes, acts, sub * steps, scale, &mut dots);
+                }
             }
             dots
         }
 
         #[inline]
         #[target_feature(enable = $features)]
-        fn super_tile<S: SuperAvx2, const T: usize>(
+        fn super_tile<S: SuperAvx2, const T: usize, const QUIET: bool>(
             panel: &SuperPanel<NR>,
             acts: &[PanelActs; T],
             sums: &mut [[f32; NR]; T],
             start: $lanes::Int,
         ) {
-            let dots = super_dots::<S, T>(panel, acts, start);
+            let dots = super_dots::<S, T, QUIET>(panel, acts, start);
             let d = $lanes::load_float(&panel.d);
             for i in 0..T {
                 let scale = f32::from_bits(acts[i].b[0] as u32);
@@ -150,8 +203,9 @@ macro_rules! drivers {
             let n_blocks = n_pieces.div_ceil(8);
             let mut panel = SmallPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
-            for t in (0..job.act_rows.len()).step_by(CHUNK) {
-                let n = CHUNK.min(job.act_rows.len() - t);
+            let chunk = chunk(job.act_rows.len(), n_blocks);
+            for t in (0..job.act_rows.len()).step_by(chunk) {
+                let n = chunk.min(job.act_rows.len() - t);
                 buffers.acts.resize(n_blocks * n, PanelActs::ZERO);
                 for i in 0..n {
                     let row = job.activation(t + i);
@@ -161,9 +215,11 @@ macro_rules! drivers {
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
                     let rows = job.weight_rows::<NR>(first);
+                    let next = job.weight_rows::<NR>(first + NR);
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
                         let pieces = (n_pieces - 8 * b).min(8);
+                        ask_for(&next, b, 8 / M::PIECES * M::BYTES);
                         panel.fill::<M>(&rows, b, pieces);
                         let acts = &buffers.acts[b * n..][..n];
                         small_block::<M>(&panel, pieces, acts, &mut sums[..n], moved);

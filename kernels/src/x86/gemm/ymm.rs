@@ -26,6 +26,13 @@ pub fn load(x: &[i32; 8]) -> Int {
 
 #[inline]
 #[target_feature(enable = "avx2")]
+pub fn store(to: &mut [i32; 8], x: Int) {
+    // SAFETY: writes the 32 bytes of the array; needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 pub fn load_float(x: &[f32; 8]) -> Float {
     // SAFETY: reads the 32 bytes of the array; needs no alignment.
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
