@@ -367,6 +367,8 @@ pub struct Analysis {
     pub distributions: Distributions,
     /// Measured effects of quantizing one tensor on the model's output.
     pub probes: Vec<Probe>,
+    /// Tokens of each domain on which these were measured; empty when unknown.
+    pub probe_tokens: Vec<f64>,
     /// Measured effects of quantizing many experts at once.
     pub joint: Vec<JointProbe>,
     /// Whether effects are to be taken as independent, so that they add up.
@@ -393,6 +395,9 @@ impl Sample {
 /// so that the tokens of a short one are far from independent: of the shipped model's domains each sends some experts a
 /// tenth, others four times what text at large does.
 const ALIKE_TOKENS: f64 = 4096.0;
+
+/// Tokens that are taken to stand behind a domain's effects where the analysis does not say.
+const UNKNOWN_TOKENS: f64 = 1024.0;
 
 impl Analysis {
     /// Experts without a token, `(tensor, expert numbers)`: their statistics are unknown.
@@ -467,17 +472,44 @@ impl Analysis {
                 *router = sum;
             }
         }
+        let levels = self.domain_levels();
         for probe in &mut mixed.probes {
             if probe.by_domain.len() == weights.len() {
-                probe.kld = probe
-                    .by_domain
-                    .iter()
-                    .zip(weights)
-                    .map(|(k, w)| k * w / total)
-                    .sum();
+                let each = self.settled_effects(probe, &levels);
+                probe.kld = each.iter().zip(weights).map(|(k, w)| k * w / total).sum();
             }
         }
         mixed
+    }
+
+    /// By how much effects are larger in each domain's text than in all, the geometric mean over what was measured.
+    fn domain_levels(&self) -> Vec<f64> {
+        let mut logs = vec![(0.0, 0.0); self.domains.len()];
+        for probe in &self.probes {
+            for (sum, k) in logs.iter_mut().zip(&probe.by_domain) {
+                if *k > 0.0 && probe.kld > 0.0 {
+                    *sum = (sum.0 + (k / probe.kld).ln(), sum.1 + 1.0);
+                }
+            }
+        }
+        let mean = |(sum, n): &(f64, f64)| if *n > 0.0 { (sum / n).exp() } else { 1.0 };
+        logs.iter().map(mean).collect()
+    }
+
+    /// An effect in each domain's text. What sets this tensor apart there from the domain's level is drawn towards
+    /// nothing (in logarithms) the fewer tokens it was seen on, as by [`ALIKE_TOKENS`] on which it did not differ.
+    fn settled_effects(&self, probe: &Probe, levels: &[f64]) -> Vec<f64> {
+        let each = probe.by_domain.iter().zip(levels).enumerate();
+        each.map(|(d, (k, level))| {
+            let usual = probe.kld * level;
+            let tokens = self.probe_tokens.get(d).copied().unwrap_or(UNKNOWN_TOKENS);
+            if *k > 0.0 && usual > 0.0 {
+                usual * (k / usual).powf(tokens / (tokens + ALIKE_TOKENS))
+            } else {
+                usual
+            }
+        })
+        .collect()
     }
 
     /// Adds the statistics of another analysis of the same model. Measured effects are kept from `self` when
@@ -523,6 +555,7 @@ impl Analysis {
         }
         if self.probes.is_empty() {
             self.probes.clone_from(&other.probes);
+            self.probe_tokens.clone_from(&other.probe_tokens);
             self.joint.clone_from(&other.joint);
         }
         self.independent |= other.independent;
@@ -585,12 +618,23 @@ mod tests {
             tensor: "w".into(),
             ty: crate::gguf::GgmlType::Q4_K,
             kld: 0.9,
-            by_domain: vec![1.0, 0.0],
+            by_domain: vec![1.2, 0.6],
         });
+        // A second one that is the same everywhere sets the domains' levels.
+        a.probes.push(Probe {
+            tensor: "v".into(),
+            ty: crate::gguf::GgmlType::Q4_K,
+            kld: 0.1,
+            by_domain: vec![0.1, 0.1],
+        });
+        a.probe_tokens = vec![ALIKE_TOKENS, 1e12];
         let even = a.for_mix(&[1.0, 1.0]);
         let load = even.routers[&0].load();
         assert!(load.iter().all(|l| (l - 0.5).abs() < 1e-12), "{load:?}");
-        assert!((even.probes[0].kld - 0.5).abs() < 1e-12);
+        // Levels are the roots of 4/3 and 2/3; of the first domain half of the rest counts (in logarithms), of the second all.
+        let level = (1.2f64 / 0.9).sqrt();
+        let first = 0.9 * level * (1.2 / (0.9 * level)).sqrt();
+        assert!((even.probes[0].kld - (first + 0.6) / 2.0).abs() < 1e-9);
         assert_eq!(a.for_mix(&[0.0, 2.0]).routers[&0].load(), [0.0, 1.0]);
         assert_eq!(a.for_mix(&[1.0]), a);
     }

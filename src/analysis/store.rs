@@ -148,6 +148,10 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
                 .collect(),
         )),
     );
+    if !analysis.probe_tokens.is_empty() {
+        let tokens = Array::F64(analysis.probe_tokens.clone());
+        meta.set(format!("{PROBES}.tokens"), Value::Array(tokens));
+    }
     if !analysis.joint.is_empty() {
         set_joint(&mut meta, &analysis.joint);
     }
@@ -289,6 +293,13 @@ fn check(analysis: &Analysis) -> Result<()> {
             p.kld
         );
     }
+    ensure!(
+        analysis
+            .probe_tokens
+            .iter()
+            .all(|n| n.is_finite() && *n >= 0.0),
+        "measured effects: a number of tokens is negative or not finite"
+    );
     for j in &analysis.joint {
         ensure!(
             j.kld.is_finite() && !j.tensors.is_empty(),
@@ -745,6 +756,13 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
             by_domain,
         });
     }
+    let tokens_key = format!("{PROBES}.tokens");
+    analysis.probe_tokens = match meta.get_array(&tokens_key) {
+        Some(Array::F64(tokens)) => tokens.clone(),
+        // Absent from files of earlier versions.
+        None if meta.get(&tokens_key).is_none() => Vec::new(),
+        _ => bail!(wrong(&tokens_key)),
+    };
     analysis.joint = joint(meta).context(ADVICE)?;
     analysis.independent = meta.get_bool(KEY_INDEPENDENT).unwrap_or(false);
     analysis.errors = errors(meta).context(ADVICE)?;
@@ -840,6 +858,7 @@ mod tests {
                 group(&["a_exps", "c_exps", "b_exps"], GgmlType::Q5_K, 0.25),
             ],
             independent: true,
+            probe_tokens: vec![512.0, 1024.0],
             ..Analysis::default()
         };
         save(&path, &analysis).unwrap();

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Domain, Importance, JointProbe, Probe,
-    SensitivityOptions, Stage, Unreached, chunk_tokens,
+    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions, Stage,
+    Unreached, chunk_tokens,
 };
 use crate::encode::{EncodeReport, Refit};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
@@ -124,8 +124,14 @@ pub(super) fn analysis(
             analysis.merge(&measured)?;
         }
         if measure {
-            (analysis.probes, analysis.joint) =
-                sensitivity(source, &model, &analysis, &chunks, args.sensitivity, global)?;
+            sensitivity(
+                source,
+                &model,
+                &mut analysis,
+                &chunks,
+                args.sensitivity,
+                global,
+            )?;
         }
     }
     if !args.stages().all() {
@@ -271,11 +277,11 @@ fn probe_types(tensor: &TensorInfo, known: bool) -> Vec<GgmlType> {
 fn sensitivity(
     source: &Source,
     model: &Model,
-    analysis: &Analysis,
+    analysis: &mut Analysis,
     chunks: &Chunks,
     effort: f64,
     global: &Global,
-) -> Result<(Vec<Probe>, Vec<JointProbe>)> {
+) -> Result<()> {
     let importance = Importance::new(analysis, Unreached::default());
     // By layer: each tensor with its types, the middle one first.
     let mut by_layer: BTreeMap<Option<usize>, Vec<(String, Vec<GgmlType>)>> = BTreeMap::new();
@@ -317,7 +323,11 @@ fn sensitivity(
         first_output: len / 8,
         domains,
     };
-    let probes = analysis::measure_sensitivity(
+    analysis.probe_tokens = vec![0.0; chunks.labels.len()];
+    for (chunk, d) in subset.iter().zip(&options.domains) {
+        analysis.probe_tokens[*d] += chunk.len().saturating_sub(options.first_output) as f64;
+    }
+    analysis.probes = analysis::measure_sensitivity(
         model,
         &source.gguf,
         &pairs,
@@ -326,8 +336,8 @@ fn sensitivity(
         &options,
         &global.progress(),
     )?;
-    let groups = joint_groups(&source.gguf, &probes);
-    let joint = analysis::measure_joint(
+    let groups = joint_groups(&source.gguf, &analysis.probes);
+    analysis.joint = analysis::measure_joint(
         model,
         &source.gguf,
         &groups,
@@ -336,7 +346,7 @@ fn sensitivity(
         &options,
         &global.progress(),
     )?;
-    Ok((probes, joint))
+    Ok(())
 }
 
 /// Bytes of quantized experts that are exchanged at once to see what they do together.
