@@ -397,9 +397,10 @@ impl Sample {
 const ALIKE_TOKENS: f64 = 4096.0;
 
 /// Tokens of a domain that say as much of where its other text goes as the even mix of all domains does. Plans of the
-/// shipped model for one domain of 18,000 tokens (weight 0.7, a type per expert), on held-out text: taken at their word 10 %
-/// better on that domain and up to 41 % worse on others; drawn half way to the mix (16384) 8 % better and up to 19 % worse.
-const DOMAIN_TOKENS: f64 = 32768.0;
+/// shipped model for one domain of 18,000 tokens (weight 0.7, a type per expert), on held-out text: taken at their word 10 to
+/// 21 % better on that domain and up to 47 % worse on others; with 16384 5 to 8 % better and up to 19 % worse; with twice
+/// as many no better on one of two.
+const DOMAIN_TOKENS: f64 = 16384.0;
 
 /// Tokens that are taken to stand behind a domain's effects where the analysis does not say.
 const UNKNOWN_TOKENS: f64 = 1024.0;
