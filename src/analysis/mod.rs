@@ -21,9 +21,7 @@ pub use distribution::{
 pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub(crate) use exchange::Exchange;
 pub use importance::{Importance, Unreached};
-pub use sensitivity::{
-    JointProbe, Probe, SensitivityOptions, measure as measure_sensitivity, measure_joint,
-};
+pub use sensitivity::{JointProbe, Probe, Sensitivity, SensitivityOptions};
 pub use stages::{Stage, Stages};
 pub use stats::{Analysis, Coactivation, Domain, Origin, RouterStats, Sample, WeightStats};
 pub use store::{digest, load, save};

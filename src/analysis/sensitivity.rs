@@ -55,140 +55,143 @@ pub struct SensitivityOptions {
 /// Mean KL divergence in nats, and that of each domain's text.
 type Divergence = (f64, Vec<f64>);
 
-/// Measures each of `wanted`, tensors and the type that all of them get at once, on `chunks`, all of one length; the
-/// mean divergence of each and those of the domains. `None` where a tensor is not used by the graph, or where its type
-/// needs importance data that is not there.
-///
-/// # Errors
-/// The model cannot be evaluated, or a tensor cannot be quantized.
-fn divergences(
-    model: &Model,
-    source: &Gguf,
-    wanted: &[(&[String], GgmlType)],
-    importance: &Importance,
-    chunks: &[Vec<i32>],
-    options: &SensitivityOptions,
-    progress: &Progress,
-) -> Result<Vec<Option<Divergence>>> {
-    let Some(len) = chunks.iter().map(Vec::len).max() else {
-        return Ok(vec![None; wanted.len()]);
-    };
-    let mut context_options =
-        ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
-    context_options.n_seq = context_options.n_seq.min(chunks.len());
-    let mut bench = Bench {
-        chunks,
-        first_output: options.first_output,
-        domains: &options.domains,
-        n_vocab: model.vocab().n_tokens(),
-        n_seq: context_options.n_seq,
-        context: Context::new(model, context_options)?,
-        reference: Vec::new(),
-    };
-    let mut handles = WeightHandles::find(model)?;
-    bench.reference = bench.distributions()?;
+/// Measures what quantizing tensors does to the output, by exchanging them inside a loaded model.
+pub struct Sensitivity<'m, 'a> {
+    bench: Bench<'m, 'a>,
+    handles: WeightHandles<'m>,
+    source: &'a Gguf,
+    importance: &'a Importance,
+    n_threads: usize,
+}
 
-    let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
-    let mut found = Vec::with_capacity(wanted.len());
-    for (names, ty) in wanted {
+impl<'m, 'a> Sensitivity<'m, 'a> {
+    /// Evaluates the model as it is on `chunks`, all of one length, of which there must be one.
+    ///
+    /// # Errors
+    /// There is no chunk, or the model cannot be evaluated.
+    pub fn new(
+        model: &'m Model,
+        source: &'a Gguf,
+        importance: &'a Importance,
+        chunks: &'a [Vec<i32>],
+        options: &'a SensitivityOptions,
+    ) -> Result<Self> {
+        let len = chunks.iter().map(Vec::len).max();
+        let len = len.context("no text to measure effects on")?;
+        let mut context_options =
+            ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
+        context_options.n_seq = context_options.n_seq.min(chunks.len());
+        let mut bench = Bench {
+            chunks,
+            first_output: options.first_output,
+            domains: &options.domains,
+            n_vocab: model.vocab().n_tokens(),
+            n_seq: context_options.n_seq,
+            context: Context::new(model, context_options)?,
+            reference: Vec::new(),
+        };
+        let handles = WeightHandles::find(model)?;
+        bench.reference = bench.distributions()?;
+        Ok(Self {
+            bench,
+            handles,
+            source,
+            importance,
+            n_threads: options.n_threads,
+        })
+    }
+
+    /// Measures each of `wanted` (tensor, type) alone. Pairs whose tensor the graph does not use, or whose type needs
+    /// importance data that is not there, are left out.
+    ///
+    /// # Errors
+    /// The model cannot be evaluated, or a tensor cannot be quantized.
+    pub fn measure(
+        &mut self,
+        wanted: &[(String, GgmlType)],
+        progress: &Progress,
+    ) -> Result<Vec<Probe>> {
+        let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
+        let mut probes = Vec::with_capacity(wanted.len());
+        for (tensor, ty) in wanted {
+            if let Some((kld, by_domain)) = self.divergence(std::slice::from_ref(tensor), *ty)? {
+                probes.push(Probe {
+                    tensor: tensor.clone(),
+                    ty: *ty,
+                    kld,
+                    by_domain,
+                });
+            }
+            bar.inc(1);
+        }
+        bar.finish();
+        Ok(probes)
+    }
+
+    /// Measures each of `wanted` (tensors, the type that all of them get) as [`Sensitivity::measure`] does.
+    ///
+    /// # Errors
+    /// As [`Sensitivity::measure`].
+    pub fn measure_joint(
+        &mut self,
+        wanted: &[(Vec<String>, GgmlType)],
+        progress: &Progress,
+    ) -> Result<Vec<JointProbe>> {
+        let bar = progress.bar("sensitivity", wanted.len() as u64, "measurements");
+        let mut probes = Vec::with_capacity(wanted.len());
+        for (tensors, ty) in wanted {
+            if let Some((kld, _)) = self.divergence(tensors, *ty)? {
+                probes.push(JointProbe {
+                    tensors: tensors.clone(),
+                    ty: *ty,
+                    kld,
+                });
+            }
+            bar.inc(1);
+        }
+        bar.finish();
+        Ok(probes)
+    }
+
+    /// The divergence when all of `names` have type `ty`; `None` where one of them cannot.
+    fn divergence(&mut self, names: &[String], ty: GgmlType) -> Result<Option<Divergence>> {
         let tensors = names
             .iter()
             .map(|name| {
-                source
+                self.source
                     .tensor(name)
                     .with_context(|| format!("tensor {name}: not in the model"))
             })
             .collect::<Result<Vec<_>>>()?;
-        let possible =
-            |t: &&TensorInfo| handles.contains(&t.name) && can_quantize(t, *ty, importance);
-        if tensors.iter().all(possible) {
-            let exact = Exchange {
-                type_of: &|_| *ty,
-                finish: &|_, _, _| Ok(()),
-                out_type: *ty,
-            };
-            for tensor in &tensors {
-                let bytes = exact
-                    .quantize(source, tensor, importance, options.n_threads)
-                    .with_context(|| {
-                        format!("{}: tensor {}", source.paths()[0].display(), tensor.name)
-                    })?;
-                handles.replace(&tensor.name, *ty, bytes)?;
-            }
-            let measured = bench.divergence();
-            for tensor in &tensors {
-                handles.restore(&tensor.name);
-            }
-            found.push(Some(measured?));
-        } else {
-            found.push(None);
-        }
-        bar.inc(1);
-    }
-    bar.finish();
-    Ok(found)
-}
-
-/// Measures each of `wanted` (tensor, type) on `chunks`, all of one length. Pairs whose tensor the graph does
-/// not use, or whose type needs importance data that is not there, are left out.
-///
-/// # Errors
-/// The model cannot be evaluated, or a tensor cannot be quantized.
-pub fn measure(
-    model: &Model,
-    source: &Gguf,
-    wanted: &[(String, GgmlType)],
-    importance: &Importance,
-    chunks: &[Vec<i32>],
-    options: &SensitivityOptions,
-    progress: &Progress,
-) -> Result<Vec<Probe>> {
-    let each: Vec<(&[String], GgmlType)> = wanted
-        .iter()
-        .map(|(name, ty)| (std::slice::from_ref(name), *ty))
-        .collect();
-    let found = divergences(model, source, &each, importance, chunks, options, progress)?;
-    let mut probes = Vec::with_capacity(wanted.len());
-    for ((tensor, ty), found) in wanted.iter().zip(found) {
-        let Some((kld, by_domain)) = found else {
-            continue;
+        let possible = |t: &&TensorInfo| {
+            self.handles.contains(&t.name) && can_quantize(t, ty, self.importance)
         };
-        probes.push(Probe {
-            tensor: tensor.clone(),
-            ty: *ty,
-            kld,
-            by_domain,
-        });
+        if !tensors.iter().all(possible) {
+            return Ok(None);
+        }
+        let exact = Exchange {
+            type_of: &|_| ty,
+            finish: &|_, _, _| Ok(()),
+            out_type: ty,
+        };
+        for tensor in &tensors {
+            let bytes = exact
+                .quantize(self.source, tensor, self.importance, self.n_threads)
+                .with_context(|| {
+                    format!(
+                        "{}: tensor {}",
+                        self.source.paths()[0].display(),
+                        tensor.name
+                    )
+                })?;
+            self.handles.replace(&tensor.name, ty, bytes)?;
+        }
+        let measured = self.bench.divergence();
+        for tensor in &tensors {
+            self.handles.restore(&tensor.name);
+        }
+        Ok(Some(measured?))
     }
-    Ok(probes)
-}
-
-/// Measures what each of `wanted` (tensors, the type that all of them get) does to the output as [`measure`] does.
-///
-/// # Errors
-/// As [`measure`].
-pub fn measure_joint(
-    model: &Model,
-    source: &Gguf,
-    wanted: &[(Vec<String>, GgmlType)],
-    importance: &Importance,
-    chunks: &[Vec<i32>],
-    options: &SensitivityOptions,
-    progress: &Progress,
-) -> Result<Vec<JointProbe>> {
-    let each: Vec<(&[String], GgmlType)> =
-        wanted.iter().map(|(t, ty)| (t.as_slice(), *ty)).collect();
-    let found = divergences(model, source, &each, importance, chunks, options, progress)?;
-    let mut probes = Vec::with_capacity(wanted.len());
-    for ((tensors, ty), found) in wanted.iter().zip(found) {
-        let Some((kld, _)) = found else { continue };
-        probes.push(JointProbe {
-            tensors: tensors.clone(),
-            ty: *ty,
-            kld,
-        });
-    }
-    Ok(probes)
 }
 
 struct Bench<'m, 'c> {

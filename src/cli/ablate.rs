@@ -6,15 +6,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::report::{REPORT_VERSION, describe_model, short_name};
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
-use crate::analysis::{
-    Analysis, Corpus, Importance, Stage, Stages, TextPath, Unreached, chunk_tokens,
-};
-use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
+use super::{AgainstArgs, BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
+use crate::analysis::{Analysis, Corpus, Importance, Stage, Stages, Unreached, chunk_tokens};
+use crate::evaluate::{EvalOptions, LogitsReader, Reference, evaluate};
 use crate::output::{Scratch, check_writable, write_file};
 use crate::refit;
 use crate::report::{AblationBar, ReportData, render};
-use crate::runtime::{ModelOptions, Preset};
+use crate::runtime::ModelOptions;
 
 /// Measure what each stage of the analysis is worth: plans without it, at the same bytes, on the same text
 ///
@@ -27,16 +25,8 @@ use crate::runtime::{ModelOptions, Preset};
 pub(super) struct AblateArgs {
     /// The model (GGUF, of a split model the first file; or a Hugging Face folder)
     model: PathBuf,
-    /// Presets whose bytes are the budgets
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "Q2_K,IQ3_XXS,Q3_K_M,IQ4_XS,Q4_K_M"
-    )]
-    budgets: Vec<Preset>,
-    /// Text to evaluate on, which should not be the calibration text
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
-    eval_text: Vec<TextPath>,
+    #[command(flatten)]
+    against: AgainstArgs,
     /// Evaluate at most this many chunks, spread over the text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     eval_chunks: Option<u32>,
@@ -86,7 +76,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
     };
     let full = steps::analysis(&source, &args.data, true, global)?;
     let model = steps::load(&source.gguf, &ModelOptions::default())?;
-    let text = Corpus::read(&args.eval_text)?.concatenated();
+    let text = Corpus::read(&args.against.eval_text)?.concatenated();
     let mut chunks = chunk_tokens(model.vocab(), &text, args.data.ctx as usize)?;
     if let Some(n) = args
         .eval_chunks
@@ -102,16 +92,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
     let options = EvalOptions {
         n_threads: global.n_threads(),
     };
-    let mut writer = LogitsWriter::create(logits.path(), model.vocab().n_tokens(), &chunks)?;
-    evaluate(
-        &model,
-        &chunks,
-        Reference::None,
-        Some(&mut writer),
-        &options,
-        &progress,
-    )?;
-    writer.finish()?;
+    steps::save_reference(&model, &chunks, logits.path(), &options, &progress)?;
 
     let mut variants: Vec<(Option<Stage>, Analysis)> = vec![(None, full.clone())];
     for stage in Stage::ALL {
@@ -120,7 +101,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
     // By budget and variant: the divergence of each chunk.
     let mut measured: Vec<Vec<Vec<f64>>> = Vec::new();
     let (mut bars, mut tokens) = (Vec::new(), 0);
-    for &preset in &args.budgets {
+    for &preset in &args.against.budgets {
         let budget = BudgetArgs {
             bpw: None,
             size: Some(steps::preset_bytes(&source.gguf, preset, true)?),

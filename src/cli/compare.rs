@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
 use super::zero_shot::{self, TaskArgs, TaskSet};
-use super::{BudgetArgs, DataArgs, Global, StrategyArgs, speed, steps};
-use crate::analysis::{Analysis, Corpus, Importance, TextPath, Unreached, chunk_tokens};
+use super::{AgainstArgs, BudgetArgs, DataArgs, Global, StrategyArgs, speed, steps};
+use crate::analysis::{Analysis, Corpus, Importance, Unreached, chunk_tokens};
 use crate::encode::{EncodeOptions, encode_mixed, output_metadata, simulate};
-use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, LogitsWriter, Reference, evaluate};
+use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, Reference, evaluate};
 use crate::gguf::GgmlType;
 use crate::mixed::Mixture;
 use crate::output::{Scratch, check_writable, write_file};
@@ -28,16 +28,8 @@ use crate::tasks::TaskReport;
 pub(super) struct CompareArgs {
     /// The model (GGUF, of a split model the first file)
     model: PathBuf,
-    /// Presets to compare with
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "Q2_K,IQ3_XXS,Q3_K_M,IQ4_XS,Q4_K_M"
-    )]
-    budgets: Vec<Preset>,
-    /// Text to evaluate on, which should not be the calibration text
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
-    eval_text: Vec<TextPath>,
+    #[command(flatten)]
+    against: AgainstArgs,
     /// Evaluate at most this many chunks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     eval_chunks: Option<u32>,
@@ -82,7 +74,7 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     if let Some(path) = &args.html {
         check_writable(path)?;
     }
-    let text = Corpus::read(&args.eval_text)?;
+    let text = Corpus::read(&args.against.eval_text)?;
     let tasks = args.tasks.tasks(&text, global)?;
     let temporary = tempfile::tempdir().context("cannot make a temporary folder")?;
     let folder = args.keep.as_deref().unwrap_or(temporary.path());
@@ -118,27 +110,18 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
             args.data.ctx as usize,
         )?;
         chunks.truncate(args.eval_chunks.unwrap_or(u32::MAX) as usize);
-        let mut writer =
-            LogitsWriter::create(bench.logits.path(), reference.vocab().n_tokens(), &chunks)?;
         let options = EvalOptions {
             n_threads: global.n_threads(),
         };
-        let report = evaluate(
-            &reference,
-            &chunks,
-            Reference::None,
-            Some(&mut writer),
-            &options,
-            &progress,
-        )?;
-        writer.finish()?;
+        let logits = bench.logits.path();
+        let report = steps::save_reference(&reference, &chunks, logits, &options, &progress)?;
         let point = bench.original(&reference, &report, &chunks, &options)?;
         (chunks, point)
     };
 
     let mut points = vec![original];
     let mut last_plan = None;
-    for &preset in &args.budgets {
+    for &preset in &args.against.budgets {
         progress.note(format!("budget of {preset}"));
         points.push(bench.preset(preset, &chunks)?);
         let budget = BudgetArgs {

@@ -159,6 +159,21 @@ enum StrategyName {
     PerExpert,
 }
 
+/// What our plans are measured against, and on what.
+#[derive(Args)]
+struct AgainstArgs {
+    /// Presets whose bytes are the budgets
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "Q2_K,IQ3_XXS,Q3_K_M,IQ4_XS,Q4_K_M"
+    )]
+    budgets: Vec<Preset>,
+    /// Text to evaluate on, which should not be the calibration text
+    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    eval_text: Vec<TextPath>,
+}
+
 /// What the plan aims at and may use.
 #[derive(Args, Clone)]
 struct StrategyArgs {

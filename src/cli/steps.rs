@@ -7,15 +7,17 @@ use anyhow::{Context, Result};
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
-    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, SensitivityOptions, Stage,
-    Unreached, chunk_tokens,
+    self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, Sensitivity,
+    SensitivityOptions, Stage, Unreached, chunk_tokens,
 };
 use crate::encode::{EncodeReport, Refit};
+use crate::evaluate::{EvalOptions, EvalReport, LogitsWriter, Reference, evaluate};
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Plan, PlanInputs, plan_bytes, plan_for};
+use crate::progress::Progress;
 use crate::refit::{self, RefitOptions};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
@@ -327,25 +329,11 @@ fn sensitivity(
     for (chunk, d) in subset.iter().zip(&options.domains) {
         analysis.probe_tokens[*d] += chunk.len().saturating_sub(options.first_output) as f64;
     }
-    analysis.probes = analysis::measure_sensitivity(
-        model,
-        &source.gguf,
-        &pairs,
-        &importance,
-        &subset,
-        &options,
-        &global.progress(),
-    )?;
+    let progress = global.progress();
+    let mut bench = Sensitivity::new(model, &source.gguf, &importance, &subset, &options)?;
+    analysis.probes = bench.measure(&pairs, &progress)?;
     let groups = joint_groups(&source.gguf, &analysis.probes);
-    analysis.joint = analysis::measure_joint(
-        model,
-        &source.gguf,
-        &groups,
-        &importance,
-        &subset,
-        &options,
-        &global.progress(),
-    )?;
+    analysis.joint = bench.measure_joint(&groups, &progress)?;
     Ok(())
 }
 
@@ -438,6 +426,27 @@ pub(super) fn report_unreached(analysis: &Analysis, global: &Global) {
             names.join(", ")
         ));
     }
+}
+
+/// Evaluates the model as it is on `chunks`, and saves its log-probabilities at `path` as the reference for others.
+pub(super) fn save_reference(
+    model: &Model,
+    chunks: &[Vec<i32>],
+    path: &Path,
+    options: &EvalOptions,
+    progress: &Progress,
+) -> Result<EvalReport> {
+    let mut writer = LogitsWriter::create(path, model.vocab().n_tokens(), chunks)?;
+    let report = evaluate(
+        model,
+        chunks,
+        Reference::None,
+        Some(&mut writer),
+        options,
+        progress,
+    )?;
+    writer.finish()?;
+    Ok(report)
 }
 
 /// The keys that the output records, all of fixed length so that sizes are known before the plan.
@@ -534,7 +543,7 @@ pub(super) fn refit(
         return Ok(Refit::default());
     }
     let model = load(&source.gguf, &ModelOptions::default())?;
-    refit::refit(
+    let (refit, _) = refit::refit_in_place(
         &model,
         &source.gguf,
         plan,
@@ -542,7 +551,8 @@ pub(super) fn refit(
         &analysis.sample.chunks,
         options,
         &global.progress(),
-    )
+    )?;
+    Ok(refit)
 }
 
 /// A line for each file that was written.

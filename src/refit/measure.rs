@@ -31,30 +31,12 @@ pub struct RefitOptions {
     pub n_threads: usize,
 }
 
-/// Fits what [`Refit`] holds for `plan`, on `sample`: chunks of tokens. The model must be loaded without repacking,
-/// and is as before when this returns. Takes up to four passes over the sample, and as much memory as the quantized
-/// tensors (in float16 where experts have types of their own).
+/// Fits what [`Refit`] holds for `plan`, on `sample`: chunks of tokens. The loaded model, which must be without repacking,
+/// then is what the plan makes of it, what was fitted included, until the handles are dropped. Takes up to four passes
+/// over the sample, and as much memory as the quantized tensors (in float16 where experts have types of their own).
 ///
 /// # Errors
 /// The model cannot be evaluated, or a tensor cannot be quantized.
-pub fn refit(
-    model: &Model,
-    source: &Gguf,
-    plan: &Plan,
-    importance: &Importance,
-    sample: &[Vec<i32>],
-    options: RefitOptions,
-    progress: &Progress,
-) -> Result<Refit> {
-    let fitted = refit_in_place(model, source, plan, importance, sample, options, progress)?;
-    Ok(fitted.0)
-}
-
-/// As [`refit`]; the loaded model then is what the plan makes of it, what was fitted included, until the handles are
-/// dropped.
-///
-/// # Errors
-/// As [`refit`].
 pub fn refit_in_place<'m>(
     model: &'m Model,
     source: &Gguf,

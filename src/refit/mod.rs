@@ -13,4 +13,4 @@ mod exchange;
 mod measure;
 mod router;
 
-pub use measure::{RefitOptions, refit, refit_in_place};
+pub use measure::{RefitOptions, refit_in_place};

@@ -17,7 +17,10 @@ mod lanes {
     use std::arch::x86_64::*;
 
     use super::{
-        super::super::panel::{Codes, PanelActs, RUN, STEPS},
+        super::{
+            super::panel::{Codes, PanelActs, RUN, STEPS},
+            only_multiply,
+        },
         NR,
     };
 
@@ -65,47 +68,5 @@ mod lanes {
         }
     }
 
-    /// Sums are of int32.
-    pub const fn wraps<C: Codes>() -> bool {
-        false
-    }
-
-    /// Not called, as [`wraps`] says.
-    pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[[i32; NR]; 2]; STEPS / RUN]) {}
-
-    /// As [`multiply`].
-    #[inline]
-    #[target_feature(enable = "avx2,avxvnni")]
-    pub fn multiply_wrapping<C: Codes, const T: usize, const QUIET: bool>(
-        codes: &[[i32; NR]; STEPS],
-        _: &[[[i32; NR]; 2]; STEPS / RUN],
-        acts: &[PanelActs; T],
-        at: usize,
-        scale: Int,
-        dots: &mut [Int; T],
-    ) {
-        multiply::<C, T>(codes, acts, at, scale, dots);
-    }
-
-    /// Signed codes are multiplied with activations moved up.
-    pub const fn apart<C: Codes>() -> bool {
-        false
-    }
-
-    /// Not called, as [`apart`] says.
-    pub fn take_apart(_: &mut [[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS]) {}
-
-    /// As [`multiply`].
-    #[inline]
-    #[target_feature(enable = "avx2,avxvnni")]
-    pub fn multiply_apart<C: Codes, const T: usize>(
-        codes: &[[i32; NR]; STEPS],
-        _: &[[i32; NR]; STEPS],
-        acts: &[PanelActs; T],
-        at: usize,
-        scale: Int,
-        dots: &mut [Int; T],
-    ) {
-        multiply::<C, T>(codes, acts, at, scale, dots);
-    }
+    only_multiply!("avx2,avxvnni");
 }

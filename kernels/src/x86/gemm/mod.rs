@@ -290,3 +290,52 @@ macro_rules! drivers {
     };
 }
 use drivers;
+
+/// What the drivers ask of an instruction set whose products need neither sums that wrap around nor magnitudes apart from
+/// signs: they are of int32, and signed codes are multiplied with activations moved up.
+macro_rules! only_multiply {
+    ($features:literal) => {
+        pub const fn wraps<C: Codes>() -> bool {
+            false
+        }
+
+        /// Not called, as [`wraps`] says.
+        pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[[i32; NR]; 2]; STEPS / RUN]) {}
+
+        /// As [`multiply`].
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub fn multiply_wrapping<C: Codes, const T: usize, const QUIET: bool>(
+            codes: &[[i32; NR]; STEPS],
+            _: &[[[i32; NR]; 2]; STEPS / RUN],
+            acts: &[PanelActs; T],
+            at: usize,
+            scale: Int,
+            dots: &mut [Int; T],
+        ) {
+            multiply::<C, T>(codes, acts, at, scale, dots);
+        }
+
+        pub const fn apart<C: Codes>() -> bool {
+            false
+        }
+
+        /// Not called, as [`apart`] says.
+        pub fn take_apart(_: &mut [[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS]) {}
+
+        /// As [`multiply`].
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub fn multiply_apart<C: Codes, const T: usize>(
+            codes: &[[i32; NR]; STEPS],
+            _: &[[i32; NR]; STEPS],
+            acts: &[PanelActs; T],
+            at: usize,
+            scale: Int,
+            dots: &mut [Int; T],
+        ) {
+            multiply::<C, T>(codes, acts, at, scale, dots);
+        }
+    };
+}
+use only_multiply;
