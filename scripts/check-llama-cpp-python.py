@@ -7,16 +7,17 @@ import sys
 import numpy as np
 
 
-def run(model: str, text: str, threads: int) -> np.ndarray:
+def run(model: str, text: str, threads: int, wrong_copy: bool) -> np.ndarray:
     """The next-token logits at the tokens of a text, [n_tokens, n_vocab], the token ids as a last column."""
     import llama_cpp
-    from llama_cpp import _ggml
+    from llama_cpp import _ggml, llama_cpp as bindings
 
     # ctypes opens with RTLD_LOCAL unless it is told otherwise: ggml's functions must not be in the global scope, or
     # this would test nothing.
     assert not hasattr(ctypes.CDLL(None), "ggml_backend_load_all"), "ggml is in the global scope"
-    # The package does not load backends itself; this takes the one that GGML_BACKEND_PATH names.
-    load_all = _ggml.libggml.ggml_backend_load_all
+    # The package does not load backends itself; this takes the one that GGML_BACKEND_PATH names. It must be libllama's
+    # function: a wheel holds a second copy of libggml, with a registry of its own, for the package's own use.
+    load_all = (_ggml.libggml if wrong_copy else bindings._lib).ggml_backend_load_all
     load_all.restype, load_all.argtypes = None, []
     load_all()
     llama = llama_cpp.Llama(
@@ -52,11 +53,12 @@ def main() -> None:
     parser.add_argument("--text")
     parser.add_argument("--logits")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wrong-copy", action="store_true", help="load backends with libggml.so, which libllama does not use")
     parser.add_argument("--compare", nargs=2)
     args = parser.parse_args()
     if args.compare:
         sys.exit(not compare(*args.compare))
-    np.save(args.logits, run(args.model, args.text, args.threads))
+    np.save(args.logits, run(args.model, args.text, args.threads, args.wrong_copy))
 
 
 main()

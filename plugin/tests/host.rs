@@ -141,7 +141,11 @@ fn dense_weights_are_left_alone_beside_a_gpu() {
 #[test]
 fn a_stand_in_stays_closed_beside_a_gpu() {
     let folder = tempfile::tempdir().unwrap();
-    let program = compile(folder.path(), "guard", &["-lggml", "-lggml-base"]);
+    let program = compile(
+        folder.path(),
+        "guard",
+        &["-Wl,--no-as-needed", "-lllama", "-lggml", "-lggml-base"],
+    );
     let stand_in = folder.path().join("stand-in");
     let run = |device: &str, cpu_experts: Option<&str>| {
         std::fs::write(&stand_in, b"MOQA and more").unwrap();
@@ -168,4 +172,38 @@ fn a_stand_in_stays_closed_beside_a_gpu() {
             assert!(text.contains(part), "{text}");
         }
     }
+}
+
+/// In a wheel's folder the names of a library are copies in place of links, so that libllama and who opens `libggml.so`
+/// have a registry each. The library can be in only one of them, and the header opens only if that is libllama's.
+#[test]
+fn a_stand_in_stays_closed_in_another_registry_than_that_of_libllama() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), "local", &["-ldl"]);
+    let copy = folder.path().join("libggml.so");
+    std::fs::copy(llama().join("libggml.so"), &copy).unwrap();
+    let stand_in = folder.path().join("stand-in");
+    let run = |ggml: &Path, libllama: Option<&Path>| {
+        std::fs::write(&stand_in, b"MOQA and more").unwrap();
+        let out = Command::new(&program)
+            .arg(ggml)
+            .arg(plugin())
+            .args(libllama)
+            .env("MOQA_STAND_IN", &stand_in)
+            .env_remove("LLAMA_ARG_CPU_MOE")
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", said(&out));
+        (std::fs::read(&stand_in).unwrap(), said(&out))
+    };
+    let libllama = llama().join("libllama.so");
+    let (bytes, text) = run(&llama().join("libggml.so"), Some(&libllama));
+    assert_eq!(bytes, b"GGUF and more", "{text}");
+    let (bytes, text) = run(&copy, Some(&libllama));
+    assert_eq!(bytes, b"MOQA and more", "{text}");
+    assert!(text.contains("libllama uses"), "{text}");
+    assert!(text.contains(&copy.display().to_string()), "{text}");
+    let (bytes, text) = run(&llama().join("libggml.so"), None);
+    assert_eq!(bytes, b"MOQA and more", "{text}");
+    assert!(text.contains("no libllama"), "{text}");
 }

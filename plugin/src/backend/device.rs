@@ -8,9 +8,9 @@ use moqa_kernels::Activation;
 
 use super::buffer::{self, NAME, is_expert_weight, is_weight};
 use super::tensor::Tensor;
-use super::{guarded_or, stream};
+use super::{guarded_or, neighbours, stream};
 use crate::host::Host;
-use crate::log::{debug, error, fatal};
+use crate::log::debug;
 
 /// The functions of the device.
 pub fn interface() -> sys::ggml_backend_device_i {
@@ -47,81 +47,6 @@ unsafe extern "C" fn device_count(_: sys::ggml_backend_reg_t) -> usize {
     1
 }
 
-/// llama.cpp's variable that keeps experts in main memory.
-const CPU_EXPERTS: &str = "LLAMA_ARG_CPU_MOE";
-
-/// Lets the program read the headers that `moqa run` made for it, unless a GPU could get the experts.
-fn open_stand_ins(host: &'static Host) {
-    static OPENED: std::sync::Once = std::sync::Once::new();
-    OPENED.call_once(|| {
-        if std::env::var_os(moqa_mixed::stand_in::ENVIRONMENT).is_none_or(|list| list.is_empty()) {
-            return;
-        }
-        if !experts_stay_on_cpu()
-            && let Some(device) = gpu(host)
-        {
-            fatal(format_args!(
-                "the header of a mixed file stays closed: the program has the GPU device {device}, which would take \
-                 a mixed tensor for what its type says. Set {CPU_EXPERTS}=1 to keep the experts on the CPU; where the \
-                 program has no --cpu-moe, also give it -ngl 0. Or hide the device (CUDA_VISIBLE_DEVICES=)"
-            ));
-            return;
-        }
-        match moqa_mixed::stand_in::open_stand_ins() {
-            Ok(0) => {}
-            Ok(n) => debug!("{n} headers of mixed files opened"),
-            Err(e) => error!("the header of a mixed file stays closed: {e}"),
-        }
-    });
-}
-
-/// Whether llama.cpp's programs are told to; the values are those that its arguments take for yes.
-fn experts_stay_on_cpu() -> bool {
-    matches!(
-        std::env::var(CPU_EXPERTS).as_deref(),
-        Ok("1" | "on" | "true" | "enabled")
-    )
-}
-
-/// The name of a device to which the host may give layers before it asks for the CPU's. GPU backends are compiled in
-/// or loaded before the library that `GGML_BACKEND_PATH` names; one that comes later is not seen.
-fn gpu(host: &'static Host) -> Option<String> {
-    // Without a registry nobody could have asked for our device.
-    let registry = host.registry?;
-    // SAFETY: the registry's entries and their devices live as long as they are registered; a host registers on the
-    // thread that asks us. Our own entry is left out: it waits for this.
-    unsafe {
-        for number in 0..(registry.ggml_backend_reg_count)() {
-            let reg = (registry.ggml_backend_reg_get)(number);
-            if reg.is_null() || reg == super::reg(host) {
-                continue;
-            }
-            for number in 0..(host.symbols.ggml_backend_reg_dev_count)(reg) {
-                let device = (host.symbols.ggml_backend_reg_dev_get)(reg, number);
-                if device.is_null() {
-                    continue;
-                }
-                let of_type = (host.symbols.ggml_backend_dev_type)(device);
-                if [
-                    sys::GGML_BACKEND_DEVICE_TYPE_CPU,
-                    sys::GGML_BACKEND_DEVICE_TYPE_ACCEL,
-                ]
-                .contains(&of_type)
-                {
-                    continue;
-                }
-                let name = (host.symbols.ggml_backend_dev_name)(device);
-                return Some(if name.is_null() {
-                    "?".to_owned()
-                } else {
-                    CStr::from_ptr(name).to_string_lossy().into_owned()
-                });
-            }
-        }
-    }
-    None
-}
-
 unsafe extern "C" fn get_device(
     _: sys::ggml_backend_reg_t,
     index: usize,
@@ -129,7 +54,7 @@ unsafe extern "C" fn get_device(
     guarded_or(std::ptr::null_mut(), |host| match index {
         0 => {
             // The host has accepted this backend when it asks for its devices.
-            open_stand_ins(host);
+            neighbours::open_stand_ins(host);
             super::device(host)
         }
         _ => std::ptr::null_mut(),
@@ -276,7 +201,7 @@ fn takes_dense(host: &'static Host) -> bool {
     *TAKES.get_or_init(|| match std::env::var("MOQA_DENSE").as_deref() {
         Ok("0" | "off" | "no" | "false") => false,
         Ok("1" | "on" | "yes" | "true") => true,
-        _ => gpu(host).is_none(),
+        _ => neighbours::gpu(host).is_none(),
     })
 }
 

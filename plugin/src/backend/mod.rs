@@ -3,6 +3,7 @@
 
 pub mod buffer;
 pub mod device;
+mod neighbours;
 pub mod stream;
 pub mod tensor;
 

@@ -12,13 +12,11 @@ use moqa_kernels::Type;
 
 use abi::Abi;
 use probe::Numbers;
-use symbols::{Registry, Symbols};
+use symbols::Symbols;
 
 /// A host that this library knows.
 pub struct Host {
     pub symbols: Symbols,
-    /// What lists the backends; `None` in a program with ggml's base library alone.
-    pub registry: Option<Registry>,
     pub abi: Abi,
     pub numbers: Numbers,
 }
@@ -36,7 +34,6 @@ pub fn host() -> Result<&'static Host, &'static str> {
         let numbers = probe::numbers(&symbols).map_err(|e| e.to_string())?;
         Ok(Host {
             symbols,
-            registry,
             abi,
             numbers,
         })

@@ -141,7 +141,8 @@ symbols! {
     ggml_backend_reg_get_proc_address: fn(sys::ggml_backend_reg_t, *const c_char) -> *mut c_void;
 }
 
-/// The registry's functions, which lie in another library (libggml) than the rest.
+/// A registry's functions, which lie in another library (libggml) than the rest. A process can have several: Python's
+/// wheels hold copies of a library under each of its names in place of links.
 #[derive(Clone, Copy)]
 pub struct Registry {
     pub ggml_backend_reg_count: unsafe extern "C" fn() -> usize,
@@ -183,6 +184,31 @@ fn literal(text: &'static str) -> &'static CStr {
     CStr::from_bytes_until_nul(text.as_bytes()).unwrap_or_default()
 }
 
+/// A registry that an object of this process sees.
+pub struct Seen {
+    pub registry: Registry,
+    /// Of the object; empty for the program.
+    pub path: CString,
+    /// Whether the object loads models: it is libllama, or has it inside or as a dependency.
+    pub by_llama: bool,
+}
+
+/// The registries of this process, each from the side of every object that sees it.
+pub fn registries() -> Vec<Seen> {
+    program()
+        .into_iter()
+        .chain(loaded_objects())
+        .filter_map(|object| {
+            let find = object.lookup();
+            Some(Seen {
+                registry: Registry::resolve(&find)?,
+                by_llama: !find(c"llama_model_load_from_file").is_null(),
+                path: object.1.clone(),
+            })
+        })
+        .collect()
+}
+
 /// Finds the host's functions: in the global scope, else in the one loaded object that has them.
 ///
 /// # Errors
@@ -197,20 +223,13 @@ pub fn find() -> Result<(Symbols, Option<Registry>), Error> {
     } else {
         Vec::new()
     };
-    let in_object = |object: &Object| {
-        let handle = object.0;
-        move |name: &CStr| {
-            // SAFETY: an open handle and a name that ends with a zero byte.
-            unsafe { libc::dlsym(handle, name.as_ptr()) }
-        }
-    };
     let symbols = match Symbols::resolve(&global) {
         Ok(symbols) => symbols,
         Err(error) => {
             let mut found: Vec<(Symbols, &CStr)> = Vec::new();
             for object in &objects {
                 // An object's dependencies answer for it too: several objects give one copy of ggml.
-                if let Ok(s) = Symbols::resolve(&in_object(object))
+                if let Ok(s) = Symbols::resolve(&object.lookup())
                     && found.iter().all(|(f, _)| {
                         f.ggml_backend_buffer_init as usize != s.ggml_backend_buffer_init as usize
                     })
@@ -231,7 +250,7 @@ pub fn find() -> Result<(Symbols, Option<Registry>), Error> {
     let registry = Registry::resolve(&global).or_else(|| {
         objects
             .iter()
-            .find_map(|object| Registry::resolve(&in_object(object)))
+            .find_map(|object| Registry::resolve(&object.lookup()))
     });
     Ok((symbols, registry))
 }
@@ -243,16 +262,12 @@ pub type Parallel =
 /// The OpenMP runtime that ggml's CPU backend uses, if it uses one: asked of the object that has `ggml_graph_compute`,
 /// whose dependencies answer for it. There may be other copies of the runtime in a process, with other threads.
 pub fn openmp_of_cpu_backend() -> Option<Parallel> {
-    // SAFETY: a null name is the program itself.
-    let program = unsafe { libc::dlopen(std::ptr::null(), libc::RTLD_LAZY) };
-    let program = (!program.is_null()).then(|| Object(program, CString::default()));
-    program
+    program()
         .into_iter()
         .chain(loaded_objects())
         .find_map(|object| {
-            // SAFETY: an open handle and names that end with a zero byte.
-            let [compute, parallel] = [c"ggml_graph_compute", c"GOMP_parallel"]
-                .map(|name| unsafe { libc::dlsym(object.0, name.as_ptr()) });
+            let [compute, parallel] =
+                [c"ggml_graph_compute", c"GOMP_parallel"].map(object.lookup());
             if compute.is_null() || parallel.is_null() {
                 return None;
             }
@@ -264,6 +279,21 @@ pub fn openmp_of_cpu_backend() -> Option<Parallel> {
 
 /// A handle of an object of this process, given back when dropped.
 struct Object(*mut c_void, CString);
+
+impl Object {
+    /// Looks a name up in the object and its dependencies.
+    fn lookup(&self) -> impl Fn(&CStr) -> *mut c_void + '_ {
+        // SAFETY: an open handle and a name that ends with a zero byte.
+        |name| unsafe { libc::dlsym(self.0, name.as_ptr()) }
+    }
+}
+
+/// The program itself, with the global scope.
+fn program() -> Option<Object> {
+    // SAFETY: a null name is the program itself.
+    let handle = unsafe { libc::dlopen(std::ptr::null(), libc::RTLD_LAZY) };
+    (!handle.is_null()).then(|| Object(handle, CString::default()))
+}
 
 impl Drop for Object {
     fn drop(&mut self) {

@@ -1,8 +1,8 @@
 // A host whose ggml is opened with RTLD_LOCAL, as Python opens extension modules, or that has none.
 //
-//     local libggml.so|none LIBRARY
+//     local libggml.so|none LIBRARY [libllama.so]
 //
-// Exits with 0 if the backend registers, and 3 if it declines.
+// With a third argument libllama is opened before ggml, as llama-cpp-python does. Exits with 0 if the backend registers, and 3 if it declines.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -14,8 +14,12 @@ typedef int (*score_t)(void);
 typedef void * (*init_t)(void);
 
 int main(int argc, char ** argv) {
-    if (argc != 3) {
+    if (argc != 3 && argc != 4) {
         return 2;
+    }
+    if (argc == 4 && !dlopen(argv[3], RTLD_NOW | RTLD_LOCAL)) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
     }
     if (strcmp(argv[1], "none") != 0) {
         void * ggml = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
