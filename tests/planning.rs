@@ -201,6 +201,7 @@ fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
         importance: &importance,
         candidates: &candidates,
         records: &[],
+        within: None,
     };
     let before = cpu_seconds();
     let plan = plan_for(&inputs, Budget::BitsPerWeight(3.4), scenario, granularity).unwrap();
@@ -237,4 +238,10 @@ fn the_worst_domain_of_a_large_model_takes_seconds() {
 #[test]
 fn types_per_expert_for_the_worst_domain_take_seconds() {
     plans_within_its_time(&Scenario::Robust, Granularity::Expert);
+}
+
+#[test]
+fn types_per_expert_for_a_workload_take_seconds() {
+    let named = vec![("a".to_owned(), 0.7)];
+    plans_within_its_time(&Scenario::Workload(named), Granularity::Expert);
 }

@@ -13,9 +13,6 @@ use crate::metrics::TopK;
 use crate::progress::Progress;
 use crate::runtime::{Context, ContextOptions, Model, WeightHandles};
 
-/// Tokens of the reference distribution that are compared one by one.
-const KEPT_TOKENS: usize = 1024;
-
 /// Mean KL divergence of the output when one tensor alone is quantized.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
@@ -50,6 +47,9 @@ pub struct SensitivityOptions {
     pub first_output: usize,
     /// The domain of each chunk, numbered from 0; empty without domains.
     pub domains: Vec<usize>,
+    /// Tokens of each reference distribution that are compared one by one, the likeliest; the others as one. Takes 8
+    /// bytes each.
+    pub kept: usize,
 }
 
 /// Mean KL divergence in nats, and that of each domain's text.
@@ -87,6 +87,7 @@ impl<'m, 'a> Sensitivity<'m, 'a> {
             domains: &options.domains,
             n_vocab: model.vocab().n_tokens(),
             n_seq: context_options.n_seq,
+            kept: options.kept,
             context: Context::new(model, context_options)?,
             reference: Vec::new(),
         };
@@ -153,6 +154,16 @@ impl<'m, 'a> Sensitivity<'m, 'a> {
         Ok(probes)
     }
 
+    /// The mean divergence of each domain's text, in nats, when all of `group` is quantized; empty where one tensor
+    /// cannot, or the text has no domains.
+    ///
+    /// # Errors
+    /// As [`Sensitivity::measure`].
+    pub fn measure_by_domain(&mut self, group: &(Vec<String>, GgmlType)) -> Result<Vec<f64>> {
+        let measured = self.divergence(&group.0, group.1)?;
+        Ok(measured.map_or_else(Vec::new, |(_, by_domain)| by_domain))
+    }
+
     /// The divergence when all of `names` have type `ty`; `None` where one of them cannot.
     fn divergence(&mut self, names: &[String], ty: GgmlType) -> Result<Option<Divergence>> {
         let tensors = names
@@ -201,16 +212,17 @@ struct Bench<'m, 'c> {
     first_output: usize,
     n_vocab: usize,
     n_seq: usize,
+    kept: usize,
     reference: Vec<TopK>,
 }
 
 impl Bench<'_, '_> {
     fn distributions(&mut self) -> Result<Vec<TopK>> {
         let mut all = Vec::new();
-        let n_vocab = self.n_vocab;
+        let (n_vocab, kept) = (self.n_vocab, self.kept);
         self.for_each_chunk(|logits, _, _| {
             let rows = logits.chunks_exact(n_vocab);
-            all.extend(rows.map(|row| TopK::new(row, KEPT_TOKENS)));
+            all.extend(rows.map(|row| TopK::new(row, kept)));
         })?;
         Ok(all)
     }

@@ -101,6 +101,7 @@ impl Stages {
             for probe in &mut a.probes {
                 probe.by_domain.clear();
             }
+            a.domain_levels.clear();
         }
         if !self.has(Stage::Mapping) {
             a.weights = BTreeMap::new();

@@ -369,6 +369,9 @@ pub struct Analysis {
     pub probes: Vec<Probe>,
     /// Tokens of each domain on which these were measured; empty when unknown.
     pub probe_tokens: Vec<f64>,
+    /// Measured effect of quantizing many experts at once in each domain's text, as multiples of that in the text of the
+    /// probes; empty when unknown.
+    pub domain_levels: Vec<f64>,
     /// Measured effects of quantizing many experts at once.
     pub joint: Vec<JointProbe>,
     /// Whether effects are to be taken as independent, so that they add up.
@@ -398,8 +401,8 @@ const ALIKE_TOKENS: f64 = 4096.0;
 
 /// Tokens of a domain that say as much of where its other text goes as the even mix of all domains does. Plans of the
 /// shipped model for one domain of 18,000 tokens (weight 0.7, a type per expert), on held-out text: taken at their word 10 to
-/// 21 % better on that domain and up to 47 % worse on others; with 16384 5 to 8 % better and up to 19 % worse; with twice
-/// as many no better on one of two.
+/// 21 % better on that domain and up to 47 % worse on others; with 16384 5 to 8 % better and up to 19 % worse (before a
+/// bound on what others lose); with twice as many no better on one of two.
 const DOMAIN_TOKENS: f64 = 16384.0;
 
 /// Tokens that are taken to stand behind a domain's effects where the analysis does not say.
@@ -463,6 +466,18 @@ impl Analysis {
     /// a domain is not routed quite as the text that was seen. Channel statistics and errors stay as they are. Domains of which
     /// nothing is known keep what was measured together.
     pub fn for_mix(&self, weights: &[f64]) -> Analysis {
+        self.mixed(weights, DOMAIN_TOKENS)
+    }
+
+    /// As [`Analysis::for_mix`] with one domain alone, its routing as it was seen: to judge a plan, whose losses in the domain
+    /// would look small if the routing were drawn towards the even mix.
+    pub fn for_domain(&self, domain: usize) -> Analysis {
+        let mut weights = vec![0.0; self.domains.len()];
+        weights[domain] = 1.0;
+        self.mixed(&weights, 0.0)
+    }
+
+    fn mixed(&self, weights: &[f64], prior_tokens: f64) -> Analysis {
         let mut mixed = self.clone();
         let total: f64 = weights.iter().sum();
         if self.domains.len() != weights.len() || self.domains.len() < 2 || total <= 0.0 {
@@ -475,7 +490,7 @@ impl Analysis {
             });
             let known: Vec<(&RouterStats, f64)> = known.collect();
             let tokens: f64 = known.iter().map(|(r, w)| w * r.tokens).sum();
-            let trust = tokens / (tokens + DOMAIN_TOKENS);
+            let trust = tokens / (tokens + prior_tokens);
             let even = (1.0 - trust) / known.len().max(1) as f64;
             let mut sum = RouterStats::new(router.counts.len(), router.n_used);
             for (r, w) in known {
@@ -485,7 +500,7 @@ impl Analysis {
                 *router = sum;
             }
         }
-        let levels = self.domain_levels();
+        let levels = self.levels();
         for probe in &mut mixed.probes {
             if probe.by_domain.len() == weights.len() {
                 let each = self.settled_effects(probe, &levels);
@@ -495,8 +510,12 @@ impl Analysis {
         mixed
     }
 
-    /// By how much effects are larger in each domain's text than in all, the geometric mean over what was measured.
-    fn domain_levels(&self) -> Vec<f64> {
+    /// By how much effects are larger in each domain's text than in all: as many experts together showed on much text,
+    /// or else the geometric mean over the probes, which see little text of each domain.
+    fn levels(&self) -> Vec<f64> {
+        if self.domain_levels.len() == self.domains.len() {
+            return self.domain_levels.clone();
+        }
         let mut logs = vec![(0.0, 0.0); self.domains.len()];
         for probe in &self.probes {
             for (sum, k) in logs.iter_mut().zip(&probe.by_domain) {
@@ -569,6 +588,7 @@ impl Analysis {
         if self.probes.is_empty() {
             self.probes.clone_from(&other.probes);
             self.probe_tokens.clone_from(&other.probe_tokens);
+            self.domain_levels.clone_from(&other.domain_levels);
             self.joint.clone_from(&other.joint);
         }
         self.independent |= other.independent;

@@ -152,6 +152,10 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         let tokens = Array::F64(analysis.probe_tokens.clone());
         meta.set(format!("{PROBES}.tokens"), Value::Array(tokens));
     }
+    if !analysis.domain_levels.is_empty() {
+        let levels = Array::F64(analysis.domain_levels.clone());
+        meta.set(format!("{PROBES}.level"), Value::Array(levels));
+    }
     if !analysis.joint.is_empty() {
         set_joint(&mut meta, &analysis.joint);
     }
@@ -299,6 +303,15 @@ fn check(analysis: &Analysis) -> Result<()> {
             .iter()
             .all(|n| n.is_finite() && *n >= 0.0),
         "measured effects: a number of tokens is negative or not finite"
+    );
+    ensure!(
+        analysis.domain_levels.is_empty()
+            || analysis.domain_levels.len() == analysis.domains.len()
+                && analysis
+                    .domain_levels
+                    .iter()
+                    .all(|l| l.is_finite() && *l > 0.0),
+        "measured effects: levels of domains are not positive numbers, one for each domain"
     );
     for j in &analysis.joint {
         ensure!(
@@ -756,13 +769,17 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
             by_domain,
         });
     }
-    let tokens_key = format!("{PROBES}.tokens");
-    analysis.probe_tokens = match meta.get_array(&tokens_key) {
-        Some(Array::F64(tokens)) => tokens.clone(),
-        // Absent from files of earlier versions.
-        None if meta.get(&tokens_key).is_none() => Vec::new(),
-        _ => bail!(wrong(&tokens_key)),
+    let numbers = |what: &str| -> Result<Vec<f64>> {
+        let key = format!("{PROBES}.{what}");
+        match meta.get_array(&key) {
+            Some(Array::F64(each)) => Ok(each.clone()),
+            // Absent from files of earlier versions.
+            None if meta.get(&key).is_none() => Ok(Vec::new()),
+            _ => bail!(wrong(&key)),
+        }
     };
+    analysis.probe_tokens = numbers("tokens")?;
+    analysis.domain_levels = numbers("level")?;
     analysis.joint = joint(meta).context(ADVICE)?;
     analysis.independent = meta.get_bool(KEY_INDEPENDENT).unwrap_or(false);
     analysis.errors = errors(meta).context(ADVICE)?;
@@ -859,6 +876,7 @@ mod tests {
             ],
             independent: true,
             probe_tokens: vec![512.0, 1024.0],
+            domain_levels: vec![0.5, 2.0],
             ..Analysis::default()
         };
         save(&path, &analysis).unwrap();

@@ -187,6 +187,19 @@ impl Chunks {
         }
         (sample, domains)
     }
+
+    /// Chunks spread evenly over each domain's text, of about `n_tokens` in all, as many from each as there are, and the
+    /// domain of each.
+    fn even_sample(&self, n_tokens: usize) -> (Vec<Vec<i32>>, Vec<usize>) {
+        let (mut sample, mut domains) = (Vec::new(), Vec::new());
+        for (d, chunks) in self.by_domain.iter().enumerate() {
+            let n = n_tokens / self.by_domain.len() / chunks[0].len().max(1);
+            let n = n.clamp(1, chunks.len());
+            sample.extend((0..n).map(|i| chunks[i * chunks.len() / n].clone()));
+            domains.extend(std::iter::repeat_n(d, n));
+        }
+        (sample, domains)
+    }
 }
 
 /// The pass over the calibration text, domain by domain.
@@ -324,6 +337,7 @@ fn sensitivity(
         n_threads: global.n_threads(),
         first_output: len / 8,
         domains,
+        kept: 1024,
     };
     analysis.probe_tokens = vec![0.0; chunks.labels.len()];
     for (chunk, d) in subset.iter().zip(&options.domains) {
@@ -334,8 +348,44 @@ fn sensitivity(
     analysis.probes = bench.measure(&pairs, &progress)?;
     let groups = joint_groups(&source.gguf, &analysis.probes);
     analysis.joint = bench.measure_joint(&groups, &progress)?;
+    drop(bench);
+    let tokens = (total_tokens * LEVEL_EFFORT / 2.0).min(LEVEL_TOKENS as f64);
+    let usual = |g: &&(Vec<String>, GgmlType)| (g.1.bpw() - USUAL_BPW).abs();
+    if chunks.labels.len() > 1
+        && let Some(group) = groups.iter().min_by(|a, b| usual(a).total_cmp(&usual(b)))
+    {
+        let (much, domains) = chunks.even_sample(tokens as usize);
+        let options = SensitivityOptions {
+            domains,
+            kept: 256,
+            ..options
+        };
+        let mut bench = Sensitivity::new(model, &source.gguf, &importance, &much, &options)?;
+        let each = bench.measure_by_domain(group)?;
+        analysis.domain_levels = levels(&each, &analysis.probe_tokens);
+    }
     Ok(())
 }
+
+/// Divergences of domains as multiples of their mean in a text that has `tokens` of each; empty where one is nothing.
+fn levels(each: &[f64], tokens: &[f64]) -> Vec<f64> {
+    let all: f64 = tokens.iter().sum();
+    let mean = each
+        .iter()
+        .zip(tokens)
+        .map(|(k, n)| k * n / all)
+        .sum::<f64>();
+    if !(mean > 0.0 && each.iter().all(|k| *k > 0.0)) {
+        return Vec::new();
+    }
+    each.iter().map(|k| k / mean).collect()
+}
+
+/// Tokens at most on which the effect in each domain is measured, and the part of the effort that it may take.
+const LEVEL_TOKENS: usize = 65536;
+const LEVEL_EFFORT: f64 = 0.25;
+/// It is measured in the probes' type nearest to this size.
+const USUAL_BPW: f64 = 3.5;
 
 /// Bytes of quantized experts that are exchanged at once to see what they do together.
 const JOINT_BYTES: u64 = 4 << 30;
@@ -506,6 +556,7 @@ pub(super) fn plan(
         importance: &importance,
         candidates: &candidates,
         records: &records(source, &blank, &analysis_digest),
+        within: None,
     };
     let mut plan = plan_for(
         &inputs,

@@ -41,6 +41,8 @@ pub struct PlanInputs<'a> {
     pub candidates: &'a Candidates,
     /// What the file will record, for its exact size.
     pub records: &'a [(&'a str, String)],
+    /// A plan none of whose tensors may grow.
+    pub within: Option<&'a Plan>,
 }
 
 impl<'a> PlanInputs<'a> {
@@ -244,7 +246,15 @@ pub fn make_plan(
             let each = expert_costs(tensor, &types, analysis, &costs)?;
             let pairs = pairs_of(tensor, analysis);
             let mix = granularity.mixes(tensor);
-            let packings = packings(tensor, &types, &each, pairs.as_ref(), alignment, mix)?;
+            let mut packings = packings(tensor, &types, &each, pairs.as_ref(), alignment, mix)?;
+            if let Some(other) = inputs
+                .within
+                .and_then(|plan| plan.tensors.iter().find(|t| t.name == tensor.name))
+            {
+                // By size: the first that holds the other's experts is as large as theirs.
+                let first = packings.iter().position(|p| p.bytes >= other.bytes);
+                packings.truncate(first.map_or(packings.len(), |first| first + 1));
+            }
             Ok(Item {
                 tensor,
                 types,
