@@ -13,6 +13,7 @@ use crate::compute::experts::Experts;
 use crate::compute::glu::{Glu, Kind};
 use crate::compute::product::Product;
 use crate::compute::rows::{self, Input, Output};
+use crate::compute::weighing::Weighing;
 use crate::host::Host;
 use crate::host::symbols::openmp_of_cpu_backend;
 use crate::log::{debug, error, fatal};
@@ -49,6 +50,7 @@ struct Counts {
     dense: u64,
     mixed: u64,
     glu: u64,
+    weighted: u64,
     rows: u64,
     steps: u64,
 }
@@ -121,14 +123,15 @@ unsafe extern "C" fn free(backend: sys::ggml_backend_t) {
             let stream = Box::from_raw(context);
             let counts = &lock(&stream).counts;
             debug!(
-                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows, {} GLU nodes",
+                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows, {} GLU and {} MUL nodes",
                 counts.graphs,
                 counts.by_ids,
                 counts.mixed,
                 counts.dense,
                 counts.steps,
                 counts.rows,
-                counts.glu
+                counts.glu,
+                counts.weighted
             );
             host.abi.free_backend(backend);
         }
@@ -194,6 +197,8 @@ struct Node<'a> {
     tensor: Tensor<'a>,
     weights: Tensor<'a>,
     experts: Arc<Experts>,
+    /// Weights that results are multiplied by: of a `MUL` that the host has written over them.
+    weighting: Option<Tensor<'a>>,
 }
 
 impl Stream {
@@ -225,6 +230,21 @@ impl Stream {
                     unsafe {
                         self.flush(host, &mut step)?;
                         self.glu(tensor, kind, swapped)?;
+                    }
+                    if self.aborted() {
+                        return Ok(sys::GGML_STATUS_ABORTED);
+                    }
+                    continue;
+                }
+                if let Some(weights) = tensor.weighting() {
+                    self.counts.weighted += 1;
+                    if step.last_mut().is_some_and(|n| n.take(tensor, weights)) {
+                        continue;
+                    }
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        self.flush(host, &mut step)?;
+                        self.weigh(tensor, weights)?;
                     }
                     if self.aborted() {
                         return Ok(sys::GGML_STATUS_ABORTED);
@@ -316,6 +336,25 @@ impl Stream {
             .map_err(|e| format!("{}: {e}", glu.name))
     }
 
+    /// Multiplies rows by their weights.
+    ///
+    /// # Safety
+    /// As for `glu`.
+    unsafe fn weigh(&mut self, tensor: Tensor<'_>, weights: Tensor<'_>) -> Result<(), String> {
+        let name = tensor.name();
+        let error = |e: &dyn std::fmt::Display| format!("{name}: {e}");
+        let values = tensor.src(0).ok_or_else(|| error(&"it has no values"))?;
+        let mut copy = Vec::new();
+        // SAFETY: the caller's promise; weights are read before results are written.
+        let weighing = unsafe {
+            let output = tensor.output().map_err(|e| error(&e))?;
+            let weights = weights.input().map_err(|e| error(&e))?.singles();
+            let values = source(values, &output, &mut copy).map_err(|e| error(&e))?;
+            Weighing::new(values, weights.unwrap_or_default(), output).map_err(|e| error(&e))?
+        };
+        self.computer().weigh(&weighing).map_err(|e| error(&e))
+    }
+
     /// The threads, as many as the host wants.
     fn computer(&mut self) -> &mut Computer {
         if self
@@ -353,6 +392,11 @@ unsafe fn source<'a>(
     }
 }
 
+/// Whether two pieces of memory, begins and lengths, have bytes in common.
+fn touches(a: (usize, usize), b: (usize, usize)) -> bool {
+    a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
+}
+
 impl<'a> Node<'a> {
     /// # Safety
     /// `tensor` is a node that the host wants computed.
@@ -375,15 +419,30 @@ impl<'a> Node<'a> {
             tensor,
             weights,
             experts,
+            weighting: None,
         })
+    }
+
+    /// Takes over a multiplication of this node's results by weights, if the host has it written over them: then nobody
+    /// else wants them as they are.
+    fn take(&mut self, product: Tensor<'a>, weights: Tensor<'a>) -> bool {
+        let alike = |a: Tensor<'_>, b: Tensor<'_>| {
+            a.data() == b.data() && a.form().is_ok_and(|form| b.form() == Ok(form))
+        };
+        let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
+        let fits = self.weighting.is_none()
+            && product.src(0).is_some_and(|s| s.is(self.tensor))
+            && alike(product, self.tensor)
+            && !touches(memory(&self.tensor), memory(&weights));
+        if fits {
+            self.weighting = Some(weights);
+        }
+        fits
     }
 
     /// Whether two nodes cannot be computed at once: one's results are among the other's sources or results.
     fn meets(&self, later: &Node<'_>) -> bool {
         let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
-        let touches = |a: (usize, usize), b: (usize, usize)| {
-            a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
-        };
         let (mine, others) = (memory(&self.tensor), memory(&later.tensor));
         touches(mine, others)
             || later.tensor.sources().any(|s| touches(mine, memory(&s)))
@@ -423,6 +482,14 @@ impl<'a> Node<'a> {
         } else {
             Product::dense(name, &self.experts, bytes, input, output)
         };
-        product.map_err(|e| error(&e))
+        let product = product.map_err(|e| error(&e))?;
+        let Some(weights) = self.weighting else {
+            return Ok(product);
+        };
+        // SAFETY: the caller's promise.
+        let weights = unsafe { weights.input() }.map_err(|e| error(&e))?;
+        product
+            .weighted(weights.singles().unwrap_or_default())
+            .map_err(|e| error(&e))
     }
 }

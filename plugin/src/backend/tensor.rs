@@ -110,6 +110,23 @@ impl<'a> Tensor<'a> {
         Some((kind, swapped != 0))
     }
 
+    /// If it multiplies rows by a value each, as experts' results are weighted: those values, `[1, n_used, n_tokens]`.
+    pub fn weighting(&self) -> Option<Tensor<'a>> {
+        let (values, weights) = (self.src(0)?, self.src(1)?);
+        let [_, rows @ ..] = self.raw.ne;
+        let fits = self.op_name() == "MUL"
+            && [*self, values, weights].iter().all(Tensor::is_f32)
+            && values.raw.ne == self.raw.ne
+            && weights.raw.ne[0] == 1
+            && weights.raw.ne[1..] == rows;
+        fits.then_some(weights)
+    }
+
+    /// Whether two are the same tensor.
+    pub fn is(&self, other: Tensor<'_>) -> bool {
+        std::ptr::eq(self.raw, other.raw)
+    }
+
     /// Its type, if the kernels know it.
     pub fn ty(&self) -> Option<Type> {
         // SAFETY: the type of a tensor.

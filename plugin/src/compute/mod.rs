@@ -9,6 +9,7 @@ pub mod experts;
 pub mod glu;
 pub mod product;
 pub mod rows;
+pub mod weighing;
 
 use std::sync::Mutex;
 
@@ -18,6 +19,7 @@ use crate::pool::{Panicked, Pool, lock};
 use glu::Glu;
 use product::{Product, row_offset};
 use rows::Input;
+use weighing::Weighing;
 
 /// Why a step failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +64,9 @@ const QUANTIZED_PER_MICROSECOND: u64 = 500;
 const MULTIPLIED_PER_MICROSECOND: u64 = 15_000;
 /// Values of gated linear units that a thread computes in a microsecond, about.
 const GATED_PER_MICROSECOND: u64 = 700;
-/// Values of a gated linear unit in a task, at least.
+/// Values that a thread multiplies by weights in a microsecond, about.
+const WEIGHTED_PER_MICROSECOND: u64 = 2_000;
+/// Values of a gated linear unit or of weighted results in a task, at least.
 const GATED_VALUES: usize = 4096;
 
 /// Threads and their memory.
@@ -78,6 +82,7 @@ struct ThreadMemory {
     scratch: Scratch,
     values: Vec<f32>,
     up_values: Vec<f32>,
+    gated: Vec<f32>,
     act_rows: Vec<u32>,
     out: Vec<f32>,
 }
@@ -146,17 +151,46 @@ impl Computer {
             .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
                 let memory = &mut *lock(&memory[thread]);
                 let (x, y) = (&mut memory.values, &mut memory.up_values);
-                x.resize(n, 0.0);
-                y.resize(n, 0.0);
+                memory.gated.resize(n, 0.0);
                 for task in tasks {
                     for row in task * rows..((task + 1) * rows).min(n_rows) {
-                        for ((input, first), values) in [(glu.gate, &mut *x), (glu.up, &mut *y)] {
-                            let offset = row_offset(input.form(), row);
-                            input.read(offset + first * size_of::<f32>(), values);
-                        }
-                        glu.kind.apply(x, y);
+                        let [gate, up] = [(&glu.gate, &mut *x), (&glu.up, &mut *y)].map(
+                            |((input, first), copy)| {
+                                let offset = row_offset(input.form(), row);
+                                input.values(offset + first * size_of::<f32>(), n, copy)
+                            },
+                        );
+                        glu.kind.apply(gate, up, &mut memory.gated);
                         // SAFETY: rows of results are disjoint, and each row is in one task.
-                        unsafe { glu.output.write(row_offset(form, row), 0, x) };
+                        unsafe { glu.output.write(row_offset(form, row), 0, &memory.gated) };
+                    }
+                }
+            })?;
+        Ok(())
+    }
+
+    /// Multiplies rows by their weights.
+    ///
+    /// # Errors
+    /// A task panics; results are then incomplete.
+    pub fn weigh(&mut self, weighing: &Weighing<'_>) -> Result<(), Error> {
+        let form = weighing.output.form();
+        let (n, n_rows) = (form.ne[0], form.n_rows());
+        let rows = (GATED_VALUES / n.max(1)).max(1);
+        let alone = (n * n_rows) as u64 / WEIGHTED_PER_MICROSECOND < self.pool.worthwhile();
+        let memory = &self.threads;
+        self.pool
+            .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
+                let memory = &mut *lock(&memory[thread]);
+                for task in tasks {
+                    for row in task * rows..((task + 1) * rows).min(n_rows) {
+                        let offset = row_offset(weighing.input.form(), row);
+                        let values = weighing.input.values(offset, n, &mut memory.values);
+                        let weight = weighing.weights[row];
+                        memory.out.clear();
+                        memory.out.extend(values.iter().map(|x| x * weight));
+                        // SAFETY: rows of results are disjoint, and each row is in one task.
+                        unsafe { weighing.output.write(row_offset(form, row), 0, &memory.out) };
                     }
                 }
             })?;
@@ -203,10 +237,10 @@ impl Computer {
             let values = &mut lock(&memory[thread]).values;
             for task in tasks {
                 let (q, rows, place) = &mut *lock(&pieces[task]);
-                values.resize(q.input.form().ne[0], 0.0);
+                let form = q.input.form();
                 for (row, out) in rows.iter().zip(place.chunks_exact_mut(q.row_bytes)) {
-                    q.input
-                        .read(row_offset(q.input.form(), *row as usize), values);
+                    let offset = row_offset(form, *row as usize);
+                    let values = q.input.values(offset, form.ne[0], values);
                     if let Err(error) = q.form.quantize_row(isa, values, out) {
                         fail("activations", error);
                     }
@@ -260,7 +294,10 @@ fn multiply(
             &mut memory.out,
             &mut memory.scratch,
         )?;
-        for (pair, values) in pairs.iter().zip(memory.out.chunks_exact(n_rows)) {
+        for (pair, values) in pairs.iter().zip(memory.out.chunks_exact_mut(n_rows)) {
+            if let Some(weight) = product.weights.get(pair.row as usize) {
+                values.iter_mut().for_each(|value| *value *= weight);
+            }
             // SAFETY: rows of results are disjoint, a pair has its own row, and tasks of an expert have other
             // columns.
             unsafe { product.output.write(pair.output, task.first, values) };
