@@ -211,9 +211,9 @@ fn is_glu_of_products(host: &'static Host, op: Tensor<'_>) -> bool {
         return false;
     }
     is_row_of_floats(op)
-        && op.sources().all(|source| {
-            is_row_of_floats(source) && is_our_product(host, source.root())
-        })
+        && op
+            .sources()
+            .all(|source| is_row_of_floats(source) && is_our_product(host, source.root()))
 }
 
 /// Whether it multiplies results of experts that are computed here by weights, one for each slot and token.

@@ -8,12 +8,12 @@ use ggml_backend_sys as sys;
 use super::buffer::{self, NAME, of_host};
 use super::guarded_or;
 use super::tensor::Tensor;
-use crate::compute::Computer;
 use crate::compute::experts::Experts;
 use crate::compute::glu::{Glu, Kind};
 use crate::compute::product::Product;
 use crate::compute::rows::{self, Input, Output};
 use crate::compute::weighing::Weighing;
+use crate::compute::{Computer, Gated};
 use crate::host::Host;
 use crate::host::symbols::openmp_of_cpu_backend;
 use crate::log::{debug, error, fatal};
@@ -201,6 +201,56 @@ struct Node<'a> {
     weighting: Option<Tensor<'a>>,
 }
 
+/// A gated linear unit of two nodes that wait, whose results nobody else wants.
+struct Unit<'a> {
+    tensor: Tensor<'a>,
+    kind: Kind,
+    /// Numbers of the nodes.
+    gate: usize,
+    up: usize,
+}
+
+impl<'a> Unit<'a> {
+    /// `None` if it is not one. A graph does not say who else may want a node's results: other graphs may. But where the
+    /// host has a later node of this one write over them, nobody can.
+    fn new(
+        tensor: Tensor<'a>,
+        kind: Kind,
+        nodes: &[Node<'_>],
+        later: impl Iterator<Item = Tensor<'a>> + Clone,
+    ) -> Option<Self> {
+        let number = |source: Tensor<'_>| nodes.iter().position(|n| n.tensor.is(source));
+        let (gate, up) = (number(tensor.src(0)?)?, number(tensor.src(1)?)?);
+        let alike = |node: &Node<'_>| node.tensor.form().map(|form| form.ne);
+        let unwanted = |node: &Node<'_>| {
+            let memory = node.tensor.memory();
+            let wanted = |t: Tensor<'_>| t.sources().any(|s| s.root().is(node.tensor));
+            node.weighting.is_none()
+                && !later.clone().any(wanted)
+                && later
+                    .clone()
+                    .any(|t| t.is_computed() && touches(memory, t.memory()))
+        };
+        let output = tensor.memory();
+        let free = |node: &Node<'_>| {
+            let mut used = node.tensor.sources().map(|s| s.memory());
+            !touches(node.tensor.memory(), output) && !used.any(|used| touches(used, output))
+        };
+        let both = [&nodes[gate], &nodes[up]];
+        let fits = gate != up
+            && alike(both[0]).is_ok_and(|ne| alike(both[1]) == Ok(ne))
+            && alike(both[0]) == tensor.form().map(|form| form.ne)
+            && both.into_iter().all(unwanted)
+            && nodes.iter().all(free);
+        fits.then_some(Self {
+            tensor,
+            kind,
+            gate,
+            up,
+        })
+    }
+}
+
 impl Stream {
     /// # Safety
     /// `graph` is the host's, with allocated tensors that are ours while this runs.
@@ -226,10 +276,18 @@ impl Stream {
             }
             if tensor.op() != n.mul_mat_id && tensor.op() != n.mul_mat {
                 if let Some((kind, swapped)) = tensor.glu() {
+                    self.counts.glu += 1;
                     // SAFETY: the caller's promise.
                     unsafe {
-                        self.flush(host, &mut step)?;
-                        self.glu(tensor, kind, swapped)?;
+                        let later = (number + 1..count).filter_map(|later| {
+                            Tensor::new(host, (host.symbols.ggml_graph_node)(graph, later))
+                        });
+                        if let Some(unit) = Unit::new(tensor, kind, &step, later) {
+                            self.flush(host, &mut step, Some(unit))?;
+                        } else {
+                            self.flush(host, &mut step, None)?;
+                            self.glu(tensor, kind, swapped)?;
+                        }
                     }
                     if self.aborted() {
                         return Ok(sys::GGML_STATUS_ABORTED);
@@ -243,7 +301,7 @@ impl Stream {
                     }
                     // SAFETY: the caller's promise.
                     unsafe {
-                        self.flush(host, &mut step)?;
+                        self.flush(host, &mut step, None)?;
                         self.weigh(tensor, weights)?;
                     }
                     if self.aborted() {
@@ -261,7 +319,7 @@ impl Stream {
             let node = unsafe { Node::new(host, tensor) }?;
             if step.iter().any(|earlier| earlier.meets(&node)) {
                 // SAFETY: the caller's promise.
-                unsafe { self.flush(host, &mut step) }?;
+                unsafe { self.flush(host, &mut step, None) }?;
                 if self.aborted() {
                     return Ok(sys::GGML_STATUS_ABORTED);
                 }
@@ -269,7 +327,7 @@ impl Stream {
             step.push(node);
         }
         // SAFETY: the caller's promise.
-        unsafe { self.flush(host, &mut step) }?;
+        unsafe { self.flush(host, &mut step, None) }?;
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
@@ -288,6 +346,7 @@ impl Stream {
         &mut self,
         host: &'static Host,
         nodes: &mut Vec<Node<'_>>,
+        unit: Option<Unit<'_>>,
     ) -> Result<(), String> {
         if nodes.is_empty() {
             return Ok(());
@@ -304,8 +363,32 @@ impl Stream {
             self.counts.rows += product.pairs.len() as u64;
         }
         self.counts.steps += 1;
-        self.computer().step(&products).map_err(|e| e.to_string())?;
+        let mut alone = None;
+        let gated = match unit {
+            Some(unit) if products[unit.gate].goes_with(&products[unit.up]) => {
+                // SAFETY: the caller's promise.
+                let output = unsafe { unit.tensor.output() };
+                let name = unit.tensor.name();
+                Some(Gated {
+                    gate: unit.gate,
+                    up: unit.up,
+                    kind: unit.kind,
+                    output: output.map_err(|e| format!("{name}: {e}"))?,
+                })
+            }
+            _ => {
+                alone = unit;
+                None
+            }
+        };
+        self.computer()
+            .step(&products, gated.as_ref())
+            .map_err(|e| e.to_string())?;
         drop(products);
+        if let Some(unit) = alone {
+            // SAFETY: the caller's promise.
+            unsafe { self.glu(unit.tensor, unit.kind, false) }?;
+        }
         nodes.clear();
         Ok(())
     }
@@ -330,7 +413,6 @@ impl Stream {
         };
         let glu = Glu::new(name.to_string(), kind, gate, up, swapped, output);
         let glu = glu.map_err(|e| error(&e))?;
-        self.counts.glu += 1;
         self.computer()
             .glu(&glu)
             .map_err(|e| format!("{}: {e}", glu.name))
@@ -429,11 +511,10 @@ impl<'a> Node<'a> {
         let alike = |a: Tensor<'_>, b: Tensor<'_>| {
             a.data() == b.data() && a.form().is_ok_and(|form| b.form() == Ok(form))
         };
-        let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
         let fits = self.weighting.is_none()
             && product.src(0).is_some_and(|s| s.is(self.tensor))
             && alike(product, self.tensor)
-            && !touches(memory(&self.tensor), memory(&weights));
+            && !touches(self.tensor.memory(), weights.memory());
         if fits {
             self.weighting = Some(weights);
         }
@@ -442,11 +523,10 @@ impl<'a> Node<'a> {
 
     /// Whether two nodes cannot be computed at once: one's results are among the other's sources or results.
     fn meets(&self, later: &Node<'_>) -> bool {
-        let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
-        let (mine, others) = (memory(&self.tensor), memory(&later.tensor));
+        let (mine, others) = (self.tensor.memory(), later.tensor.memory());
         touches(mine, others)
-            || later.tensor.sources().any(|s| touches(mine, memory(&s)))
-            || self.tensor.sources().any(|s| touches(others, memory(&s)))
+            || later.tensor.sources().any(|s| touches(mine, s.memory()))
+            || self.tensor.sources().any(|s| touches(others, s.memory()))
     }
 
     /// # Safety

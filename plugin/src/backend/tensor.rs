@@ -180,6 +180,18 @@ impl<'a> Tensor<'a> {
         self.raw.data.cast()
     }
 
+    /// Where its data is and how many bytes it takes.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.data() as usize, self.bytes())
+    }
+
+    /// Whether it is a node that writes results.
+    pub fn is_computed(&self) -> bool {
+        let n = &self.host.numbers;
+        self.is_wanted()
+            && ![n.none, n.view, n.reshape, n.permute, n.transpose].contains(&self.op())
+    }
+
     /// The buffer that its data is in; null before it is allocated.
     pub fn buffer(&self) -> sys::ggml_backend_buffer_t {
         self.root().raw.buffer

@@ -195,6 +195,14 @@ impl<'a> Product<'a> {
         Ok(self)
     }
 
+    /// Whether each row of the other product's results is of the same expert as this one's.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Pair, &Pair)| a.row == b.row;
+        self.experts.n_out() == other.experts.n_out()
+            && self.starts == other.starts
+            && self.pairs.iter().zip(&other.pairs).all(alike)
+    }
+
     /// Multiplications of numbers that it takes.
     pub fn multiplications(&self) -> u64 {
         let each = (self.experts.n_in() as u64).saturating_mul(self.experts.n_out() as u64);
