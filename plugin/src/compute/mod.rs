@@ -185,7 +185,7 @@ impl Computer {
             .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
                 let memory = &mut *lock(&memory[thread]);
                 let (x, y) = (&mut memory.values, &mut memory.up_values);
-                memory.gated.resize(n, 0.0);
+                let gated = at_least(&mut memory.gated, n);
                 for task in tasks {
                     for row in task * rows..((task + 1) * rows).min(n_rows) {
                         let [gate, up] = [(&glu.gate, &mut *x), (&glu.up, &mut *y)].map(
@@ -194,9 +194,9 @@ impl Computer {
                                 input.values(offset + first * size_of::<f32>(), n, copy)
                             },
                         );
-                        glu.kind.apply(gate, up, &mut memory.gated);
+                        glu.kind.apply(gate, up, gated);
                         // SAFETY: rows of results are disjoint, and each row is in one task.
-                        unsafe { glu.output.write(row_offset(form, row), 0, &memory.gated) };
+                        unsafe { glu.output.write(row_offset(form, row), 0, gated) };
                     }
                 }
             })?;
@@ -306,6 +306,14 @@ impl Computer {
     }
 }
 
+/// The first `n` values, of any content: zeros for all would take time.
+fn at_least(values: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if values.len() < n {
+        values.resize(n, 0.0);
+    }
+    &mut values[..n]
+}
+
 impl Step<'_> {
     fn task(&self, task: &Task, memory: &mut ThreadMemory) -> Result<(), moqa_kernels::Error> {
         let product = &self.products[task.source.product];
@@ -322,10 +330,12 @@ impl Step<'_> {
                 up_out,
                 ..
             } = memory;
+            let n = pairs.len() * n_rows;
+            let out = at_least(out, n);
             self.multiply(task, task.source, range.clone(), act_rows, out, scratch)?;
             if let Some((up, unit)) = task.up.zip(self.gated) {
+                let (up_out, gated) = (at_least(up_out, n), at_least(gated, n));
                 self.multiply(task, up, range, act_rows, up_out, scratch)?;
-                gated.resize(out.len(), 0.0);
                 unit.kind.apply(out, up_out, gated);
                 for (pair, values) in pairs.iter().zip(gated.chunks_exact(n_rows)) {
                     let offset = row_offset(unit.output.form(), pair.row as usize);
@@ -353,7 +363,7 @@ impl Step<'_> {
         source: Source,
         pairs: Range<usize>,
         act_rows: &mut Vec<u32>,
-        out: &mut Vec<f32>,
+        out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), moqa_kernels::Error> {
         let product = &self.products[source.product];
@@ -363,7 +373,6 @@ impl Step<'_> {
         let pairs = &product.of(task.expert)[pairs];
         act_rows.clear();
         act_rows.extend(pairs.iter().map(|p| quantized.index[p.input as usize]));
-        out.resize(pairs.len() * (task.end - task.first), 0.0);
         let rows = task.first..task.end;
         matmul(self.isa, &weights, rows, acts, act_rows, out, scratch)
     }
