@@ -187,7 +187,7 @@ fn supports(host: &'static Host, op: Tensor<'_>) -> bool {
         }
         return reason.is_none() || is_mixed(host, weights);
     }
-    if is_glu_of_products(host, op) {
+    if is_glu_of_products(host, op) || is_weighted_product(host, op) {
         return true;
     }
     // Whatever else is done with a mixed container, nobody else may take its bytes for numbers; computing it fails.
@@ -210,15 +210,30 @@ fn is_glu_of_products(host: &'static Host, op: Tensor<'_>) -> bool {
     if op.glu().is_none() {
         return false;
     }
-    let is_row_of_floats = |t: Tensor<'_>| t.is_f32() && t.nb()[0] == size_of::<f32>();
     is_row_of_floats(op)
-        && op.sources().all(|source| {
-            let product = source.root();
-            is_row_of_floats(source)
-                && [host.numbers.mul_mat_id, host.numbers.mul_mat].contains(&product.op())
-                && product.src(0).is_some_and(|weights| {
-                    is_ours(host, weights) && refusal(host, product, weights).is_none()
-                })
+        && op
+            .sources()
+            .all(|source| is_row_of_floats(source) && is_our_product(host, source.root()))
+}
+
+/// Whether it multiplies results of experts that are computed here by weights, one for each slot and token.
+fn is_weighted_product(host: &'static Host, op: Tensor<'_>) -> bool {
+    let Some((product, weights)) = op.src(0).zip(op.weighting()) else {
+        return false;
+    };
+    product.op() == host.numbers.mul_mat_id
+        && [op, product, weights].into_iter().all(is_row_of_floats)
+        && is_our_product(host, product)
+}
+
+fn is_row_of_floats(tensor: Tensor<'_>) -> bool {
+    tensor.is_f32() && tensor.nb()[0] == size_of::<f32>()
+}
+
+fn is_our_product(host: &'static Host, product: Tensor<'_>) -> bool {
+    [host.numbers.mul_mat_id, host.numbers.mul_mat].contains(&product.op())
+        && product.src(0).is_some_and(|weights| {
+            is_ours(host, weights) && refusal(host, product, weights).is_none()
         })
 }
 

@@ -8,11 +8,12 @@ use ggml_backend_sys as sys;
 use super::buffer::{self, NAME, of_host};
 use super::guarded_or;
 use super::tensor::Tensor;
-use crate::compute::Computer;
 use crate::compute::experts::Experts;
 use crate::compute::glu::{Glu, Kind};
 use crate::compute::product::Product;
 use crate::compute::rows::{self, Input, Output};
+use crate::compute::weighing::Weighing;
+use crate::compute::{Computer, Gated};
 use crate::host::Host;
 use crate::host::symbols::openmp_of_cpu_backend;
 use crate::log::{debug, error, fatal};
@@ -49,6 +50,7 @@ struct Counts {
     dense: u64,
     mixed: u64,
     glu: u64,
+    weighted: u64,
     rows: u64,
     steps: u64,
 }
@@ -121,14 +123,15 @@ unsafe extern "C" fn free(backend: sys::ggml_backend_t) {
             let stream = Box::from_raw(context);
             let counts = &lock(&stream).counts;
             debug!(
-                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows, {} GLU nodes",
+                "freed a stream: {} graphs, {} MUL_MAT_ID ({} of mixed tensors) and {} MUL_MAT nodes in {} steps, {} rows, {} GLU and {} MUL nodes",
                 counts.graphs,
                 counts.by_ids,
                 counts.mixed,
                 counts.dense,
                 counts.steps,
                 counts.rows,
-                counts.glu
+                counts.glu,
+                counts.weighted
             );
             host.abi.free_backend(backend);
         }
@@ -194,6 +197,58 @@ struct Node<'a> {
     tensor: Tensor<'a>,
     weights: Tensor<'a>,
     experts: Arc<Experts>,
+    /// Weights that results are multiplied by: of a `MUL` that the host has written over them.
+    weighting: Option<Tensor<'a>>,
+}
+
+/// A gated linear unit of two nodes that wait, whose results nobody else wants.
+struct Unit<'a> {
+    tensor: Tensor<'a>,
+    kind: Kind,
+    /// Numbers of the nodes.
+    gate: usize,
+    up: usize,
+}
+
+impl<'a> Unit<'a> {
+    /// `None` if it is not one. A graph does not say who else may want a node's results: other graphs may. But where the
+    /// host has a later node of this one write over them, nobody can.
+    fn new(
+        tensor: Tensor<'a>,
+        kind: Kind,
+        nodes: &[Node<'_>],
+        later: impl Iterator<Item = Tensor<'a>> + Clone,
+    ) -> Option<Self> {
+        let number = |source: Tensor<'_>| nodes.iter().position(|n| n.tensor.is(source));
+        let (gate, up) = (number(tensor.src(0)?)?, number(tensor.src(1)?)?);
+        let alike = |node: &Node<'_>| node.tensor.form().map(|form| form.ne);
+        let unwanted = |node: &Node<'_>| {
+            let memory = node.tensor.memory();
+            let wanted = |t: Tensor<'_>| t.sources().any(|s| s.root().is(node.tensor));
+            node.weighting.is_none()
+                && !later.clone().any(wanted)
+                && later
+                    .clone()
+                    .any(|t| t.is_computed() && touches(memory, t.memory()))
+        };
+        let output = tensor.memory();
+        let free = |node: &Node<'_>| {
+            let mut used = node.tensor.sources().map(|s| s.memory());
+            !touches(node.tensor.memory(), output) && !used.any(|used| touches(used, output))
+        };
+        let both = [&nodes[gate], &nodes[up]];
+        let fits = gate != up
+            && alike(both[0]).is_ok_and(|ne| alike(both[1]) == Ok(ne))
+            && alike(both[0]) == tensor.form().map(|form| form.ne)
+            && both.into_iter().all(unwanted)
+            && nodes.iter().all(free);
+        fits.then_some(Self {
+            tensor,
+            kind,
+            gate,
+            up,
+        })
+    }
 }
 
 impl Stream {
@@ -221,10 +276,33 @@ impl Stream {
             }
             if tensor.op() != n.mul_mat_id && tensor.op() != n.mul_mat {
                 if let Some((kind, swapped)) = tensor.glu() {
+                    self.counts.glu += 1;
                     // SAFETY: the caller's promise.
                     unsafe {
-                        self.flush(host, &mut step)?;
-                        self.glu(tensor, kind, swapped)?;
+                        let later = (number + 1..count).filter_map(|later| {
+                            Tensor::new(host, (host.symbols.ggml_graph_node)(graph, later))
+                        });
+                        if let Some(unit) = Unit::new(tensor, kind, &step, later) {
+                            self.flush(host, &mut step, Some(unit))?;
+                        } else {
+                            self.flush(host, &mut step, None)?;
+                            self.glu(tensor, kind, swapped)?;
+                        }
+                    }
+                    if self.aborted() {
+                        return Ok(sys::GGML_STATUS_ABORTED);
+                    }
+                    continue;
+                }
+                if let Some(weights) = tensor.weighting() {
+                    self.counts.weighted += 1;
+                    if step.last_mut().is_some_and(|n| n.take(tensor, weights)) {
+                        continue;
+                    }
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        self.flush(host, &mut step, None)?;
+                        self.weigh(tensor, weights)?;
                     }
                     if self.aborted() {
                         return Ok(sys::GGML_STATUS_ABORTED);
@@ -241,7 +319,7 @@ impl Stream {
             let node = unsafe { Node::new(host, tensor) }?;
             if step.iter().any(|earlier| earlier.meets(&node)) {
                 // SAFETY: the caller's promise.
-                unsafe { self.flush(host, &mut step) }?;
+                unsafe { self.flush(host, &mut step, None) }?;
                 if self.aborted() {
                     return Ok(sys::GGML_STATUS_ABORTED);
                 }
@@ -249,7 +327,7 @@ impl Stream {
             step.push(node);
         }
         // SAFETY: the caller's promise.
-        unsafe { self.flush(host, &mut step) }?;
+        unsafe { self.flush(host, &mut step, None) }?;
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
@@ -268,6 +346,7 @@ impl Stream {
         &mut self,
         host: &'static Host,
         nodes: &mut Vec<Node<'_>>,
+        unit: Option<Unit<'_>>,
     ) -> Result<(), String> {
         if nodes.is_empty() {
             return Ok(());
@@ -284,8 +363,32 @@ impl Stream {
             self.counts.rows += product.pairs.len() as u64;
         }
         self.counts.steps += 1;
-        self.computer().step(&products).map_err(|e| e.to_string())?;
+        let mut alone = None;
+        let gated = match unit {
+            Some(unit) if products[unit.gate].goes_with(&products[unit.up]) => {
+                // SAFETY: the caller's promise.
+                let output = unsafe { unit.tensor.output() };
+                let name = unit.tensor.name();
+                Some(Gated {
+                    gate: unit.gate,
+                    up: unit.up,
+                    kind: unit.kind,
+                    output: output.map_err(|e| format!("{name}: {e}"))?,
+                })
+            }
+            _ => {
+                alone = unit;
+                None
+            }
+        };
+        self.computer()
+            .step(&products, gated.as_ref())
+            .map_err(|e| e.to_string())?;
         drop(products);
+        if let Some(unit) = alone {
+            // SAFETY: the caller's promise.
+            unsafe { self.glu(unit.tensor, unit.kind, false) }?;
+        }
         nodes.clear();
         Ok(())
     }
@@ -310,10 +413,28 @@ impl Stream {
         };
         let glu = Glu::new(name.to_string(), kind, gate, up, swapped, output);
         let glu = glu.map_err(|e| error(&e))?;
-        self.counts.glu += 1;
         self.computer()
             .glu(&glu)
             .map_err(|e| format!("{}: {e}", glu.name))
+    }
+
+    /// Multiplies rows by their weights.
+    ///
+    /// # Safety
+    /// As for `glu`.
+    unsafe fn weigh(&mut self, tensor: Tensor<'_>, weights: Tensor<'_>) -> Result<(), String> {
+        let name = tensor.name();
+        let error = |e: &dyn std::fmt::Display| format!("{name}: {e}");
+        let values = tensor.src(0).ok_or_else(|| error(&"it has no values"))?;
+        let mut copy = Vec::new();
+        // SAFETY: the caller's promise; weights are read before results are written.
+        let weighing = unsafe {
+            let output = tensor.output().map_err(|e| error(&e))?;
+            let weights = weights.input().map_err(|e| error(&e))?.singles();
+            let values = source(values, &output, &mut copy).map_err(|e| error(&e))?;
+            Weighing::new(values, weights.unwrap_or_default(), output).map_err(|e| error(&e))?
+        };
+        self.computer().weigh(&weighing).map_err(|e| error(&e))
     }
 
     /// The threads, as many as the host wants.
@@ -353,6 +474,11 @@ unsafe fn source<'a>(
     }
 }
 
+/// Whether two pieces of memory, begins and lengths, have bytes in common.
+fn touches(a: (usize, usize), b: (usize, usize)) -> bool {
+    a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
+}
+
 impl<'a> Node<'a> {
     /// # Safety
     /// `tensor` is a node that the host wants computed.
@@ -375,19 +501,32 @@ impl<'a> Node<'a> {
             tensor,
             weights,
             experts,
+            weighting: None,
         })
+    }
+
+    /// Takes over a multiplication of this node's results by weights, if the host has it written over them: then nobody
+    /// else wants them as they are.
+    fn take(&mut self, product: Tensor<'a>, weights: Tensor<'a>) -> bool {
+        let alike = |a: Tensor<'_>, b: Tensor<'_>| {
+            a.data() == b.data() && a.form().is_ok_and(|form| b.form() == Ok(form))
+        };
+        let fits = self.weighting.is_none()
+            && product.src(0).is_some_and(|s| s.is(self.tensor))
+            && alike(product, self.tensor)
+            && !touches(self.tensor.memory(), weights.memory());
+        if fits {
+            self.weighting = Some(weights);
+        }
+        fits
     }
 
     /// Whether two nodes cannot be computed at once: one's results are among the other's sources or results.
     fn meets(&self, later: &Node<'_>) -> bool {
-        let memory = |t: &Tensor<'_>| (t.data() as usize, t.bytes());
-        let touches = |a: (usize, usize), b: (usize, usize)| {
-            a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
-        };
-        let (mine, others) = (memory(&self.tensor), memory(&later.tensor));
+        let (mine, others) = (self.tensor.memory(), later.tensor.memory());
         touches(mine, others)
-            || later.tensor.sources().any(|s| touches(mine, memory(&s)))
-            || self.tensor.sources().any(|s| touches(others, memory(&s)))
+            || later.tensor.sources().any(|s| touches(mine, s.memory()))
+            || self.tensor.sources().any(|s| touches(others, s.memory()))
     }
 
     /// # Safety
@@ -423,6 +562,14 @@ impl<'a> Node<'a> {
         } else {
             Product::dense(name, &self.experts, bytes, input, output)
         };
-        product.map_err(|e| error(&e))
+        let product = product.map_err(|e| error(&e))?;
+        let Some(weights) = self.weighting else {
+            return Ok(product);
+        };
+        // SAFETY: the caller's promise.
+        let weights = unsafe { weights.input() }.map_err(|e| error(&e))?;
+        product
+            .weighted(weights.singles().unwrap_or_default())
+            .map_err(|e| error(&e))
     }
 }

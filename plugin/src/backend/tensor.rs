@@ -110,6 +110,23 @@ impl<'a> Tensor<'a> {
         Some((kind, swapped != 0))
     }
 
+    /// If it multiplies rows by a value each, as experts' results are weighted: those values, `[1, n_used, n_tokens]`.
+    pub fn weighting(&self) -> Option<Tensor<'a>> {
+        let (values, weights) = (self.src(0)?, self.src(1)?);
+        let [_, rows @ ..] = self.raw.ne;
+        let fits = self.op_name() == "MUL"
+            && [*self, values, weights].iter().all(Tensor::is_f32)
+            && values.raw.ne == self.raw.ne
+            && weights.raw.ne[0] == 1
+            && weights.raw.ne[1..] == rows;
+        fits.then_some(weights)
+    }
+
+    /// Whether two are the same tensor.
+    pub fn is(&self, other: Tensor<'_>) -> bool {
+        std::ptr::eq(self.raw, other.raw)
+    }
+
     /// Its type, if the kernels know it.
     pub fn ty(&self) -> Option<Type> {
         // SAFETY: the type of a tensor.
@@ -161,6 +178,18 @@ impl<'a> Tensor<'a> {
     /// Where its data is; null before it is allocated.
     pub fn data(&self) -> *mut u8 {
         self.raw.data.cast()
+    }
+
+    /// Where its data is and how many bytes it takes.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.data() as usize, self.bytes())
+    }
+
+    /// Whether it is a node that writes results.
+    pub fn is_computed(&self) -> bool {
+        let n = &self.host.numbers;
+        self.is_wanted()
+            && ![n.none, n.view, n.reshape, n.permute, n.transpose].contains(&self.op())
     }
 
     /// The buffer that its data is in; null before it is allocated.

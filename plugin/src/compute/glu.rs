@@ -43,44 +43,44 @@ impl Kind {
         })
     }
 
-    /// Replaces each value of `x` by the function of it and its `y`.
-    pub fn apply(self, x: &mut [f32], y: &[f32]) {
+    /// Writes the function of each value of `x` and its `y` to `out`.
+    pub fn apply(self, x: &[f32], y: &[f32], out: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has the instructions.
-            unsafe { self.apply_avx2(x, y) };
+            unsafe { self.apply_avx2(x, y, out) };
             return;
         }
-        self.apply_inline(x, y);
+        self.apply_inline(x, y, out);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn apply_avx2(self, x: &mut [f32], y: &[f32]) {
-        self.apply_inline(x, y);
+    fn apply_avx2(self, x: &[f32], y: &[f32], out: &mut [f32]) {
+        self.apply_inline(x, y, out);
     }
 
     #[inline(always)]
-    fn apply_inline(self, x: &mut [f32], y: &[f32]) {
+    fn apply_inline(self, x: &[f32], y: &[f32], out: &mut [f32]) {
         #[inline(always)]
-        fn each(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32) {
-            for (x, y) in x.iter_mut().zip(y) {
-                *x = f(*x, *y);
+        fn each(x: &[f32], y: &[f32], out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+            for ((x, y), out) in x.iter().zip(y).zip(out) {
+                *out = f(*x, *y);
             }
         }
         match self {
-            Self::Reglu => each(x, y, |x, y| if x > 0.0 { x * y } else { 0.0 }),
-            Self::Geglu => each(x, y, |x, y| {
+            Self::Reglu => each(x, y, out, |x, y| if x > 0.0 { x * y } else { 0.0 }),
+            Self::Geglu => each(x, y, out, |x, y| {
                 let u = 0.797_884_6 * x * (1.0 + 0.044_715 * x * x);
                 x / (1.0 + exp(-2.0 * u)) * y
             }),
-            Self::GegluQuick => each(x, y, |x, y| x / (1.0 + exp(-1.702 * x)) * y),
-            Self::Swiglu => each(x, y, |x, y| x / (1.0 + exp(-x)) * y),
-            Self::SwigluClamp { limit } => each(x, y, |x, y| {
+            Self::GegluQuick => each(x, y, out, |x, y| x / (1.0 + exp(-1.702 * x)) * y),
+            Self::Swiglu => each(x, y, out, |x, y| x / (1.0 + exp(-x)) * y),
+            Self::SwigluClamp { limit } => each(x, y, out, |x, y| {
                 let x = at_most(x, limit);
                 x / (1.0 + exp(-x)) * within(y, limit)
             }),
-            Self::SwigluOai { alpha, limit } => each(x, y, |x, y| {
+            Self::SwigluOai { alpha, limit } => each(x, y, out, |x, y| {
                 let x = at_most(x, limit);
                 x / (1.0 + exp(alpha * -x)) * (within(y, limit) + 1.0)
             }),
@@ -229,8 +229,8 @@ mod tests {
         for kind in KINDS {
             for i in -20_000..=20_000 {
                 let (x, y) = (i as f32 / 1_000.0, (i * 7 % 1_001) as f32 / 50.0);
-                let mut found = [x];
-                kind.apply(&mut found, &[y]);
+                let mut found = [0.0];
+                kind.apply(&[x], &[y], &mut found);
                 let expected = expected(kind, f64::from(x), f64::from(y));
                 // Where the sigmoid is nearly 0, a rounding of its argument is a larger one of its value.
                 let error = (f64::from(found[0]) - expected).abs();
@@ -246,8 +246,12 @@ mod tests {
     #[test]
     fn what_is_no_number_stays_so_and_extremes_are_finite() {
         for kind in KINDS {
-            let mut x = [f32::NAN, 1.0, -1e30, 1e30, -100.0, 100.0];
-            kind.apply(&mut x, &[1.0, f32::NAN, 1.0, 1.0, 1.0, 1.0]);
+            let mut x = [0.0; 6];
+            kind.apply(
+                &[f32::NAN, 1.0, -1e30, 1e30, -100.0, 100.0],
+                &[1.0, f32::NAN, 1.0, 1.0, 1.0, 1.0],
+                &mut x,
+            );
             assert!(x[0].is_nan() || kind == Kind::Reglu, "{kind:?}");
             assert!(x[1].is_nan(), "{kind:?}");
             assert!(x[2].abs() <= 1e-5 && x[4].abs() <= 1e-30, "{kind:?} {x:?}");
@@ -261,8 +265,8 @@ mod tests {
             let values: Vec<f32> = (0..1_003).map(|i| (i as f32 - 501.0) / 31.0).collect();
             let others: Vec<f32> = values.iter().rev().copied().collect();
             let (mut a, mut b) = (values.clone(), values.clone());
-            kind.apply(&mut a, &others);
-            kind.apply_inline(&mut b, &others);
+            kind.apply(&values, &others, &mut a);
+            kind.apply_inline(&values, &others, &mut b);
             assert_eq!(
                 a.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
                 b.iter().map(|v| v.to_bits()).collect::<Vec<_>>()

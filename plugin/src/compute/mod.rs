@@ -9,15 +9,18 @@ pub mod experts;
 pub mod glu;
 pub mod product;
 pub mod rows;
+pub mod weighing;
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use moqa_kernels::{Activation, Isa, Scratch, matmul};
 
 use crate::pool::{Panicked, Pool, lock};
-use glu::Glu;
+use glu::{Glu, Kind};
 use product::{Product, row_offset};
-use rows::Input;
+use rows::{Input, Output};
+use weighing::Weighing;
 
 /// Why a step failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +65,9 @@ const QUANTIZED_PER_MICROSECOND: u64 = 500;
 const MULTIPLIED_PER_MICROSECOND: u64 = 15_000;
 /// Values of gated linear units that a thread computes in a microsecond, about.
 const GATED_PER_MICROSECOND: u64 = 700;
-/// Values of a gated linear unit in a task, at least.
+/// Values that a thread multiplies by weights in a microsecond, about.
+const WEIGHTED_PER_MICROSECOND: u64 = 2_000;
+/// Values of a gated linear unit or of weighted results in a task, at least.
 const GATED_VALUES: usize = 4096;
 
 /// Threads and their memory.
@@ -78,8 +83,10 @@ struct ThreadMemory {
     scratch: Scratch,
     values: Vec<f32>,
     up_values: Vec<f32>,
+    gated: Vec<f32>,
     act_rows: Vec<u32>,
     out: Vec<f32>,
+    up_out: Vec<f32>,
 }
 
 /// Activation rows in one form.
@@ -92,13 +99,41 @@ struct Quantized<'a> {
     row_bytes: usize,
 }
 
+/// Two products of a step whose results only a gated linear unit wants: they are not written, it is. They go with each
+/// other ([`Product::goes_with`]).
+pub struct Gated<'a> {
+    /// Numbers of the products.
+    pub gate: usize,
+    pub up: usize,
+    pub kind: Kind,
+    /// A row for each of theirs.
+    pub output: Output<'a>,
+}
+
+/// A product and where its activations are.
+#[derive(Clone, Copy)]
+struct Source {
+    product: usize,
+    quantized: usize,
+}
+
 /// Rows of an expert for all its pairs.
 struct Task {
-    product: usize,
+    source: Source,
+    /// If it is the gate of a gated linear unit.
+    up: Option<Source>,
     expert: usize,
     first: usize,
     end: usize,
-    quantized: usize,
+}
+
+/// What tasks share.
+struct Step<'a> {
+    isa: Isa,
+    products: &'a [Product<'a>],
+    gated: Option<&'a Gated<'a>>,
+    quantized: &'a [Quantized<'a>],
+    buffers: &'a [Vec<u8>],
 }
 
 impl Computer {
@@ -117,14 +152,18 @@ impl Computer {
         self.pool.threads()
     }
 
-    /// Computes products of which none needs another's result.
+    /// Computes products of which none needs another's result, and the gated linear unit of two of them.
     ///
     /// # Errors
     /// Kernels refuse, or a task panics; results are then incomplete.
-    pub fn step(&mut self, products: &[Product<'_>]) -> Result<(), Error> {
-        let (quantized, tasks) = plan(products, self.pool.threads());
+    pub fn step(
+        &mut self,
+        products: &[Product<'_>],
+        gated: Option<&Gated<'_>>,
+    ) -> Result<(), Error> {
+        let (quantized, tasks) = plan(products, gated, self.pool.threads());
         let mut buffers = std::mem::take(&mut self.buffers);
-        let result = self.steps(products, &quantized, &tasks, &mut buffers);
+        let result = self.steps(products, gated, &quantized, &tasks, &mut buffers);
         self.buffers = buffers;
         result
     }
@@ -146,17 +185,46 @@ impl Computer {
             .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
                 let memory = &mut *lock(&memory[thread]);
                 let (x, y) = (&mut memory.values, &mut memory.up_values);
-                x.resize(n, 0.0);
-                y.resize(n, 0.0);
+                let gated = at_least(&mut memory.gated, n);
                 for task in tasks {
                     for row in task * rows..((task + 1) * rows).min(n_rows) {
-                        for ((input, first), values) in [(glu.gate, &mut *x), (glu.up, &mut *y)] {
-                            let offset = row_offset(input.form(), row);
-                            input.read(offset + first * size_of::<f32>(), values);
-                        }
-                        glu.kind.apply(x, y);
+                        let [gate, up] = [(&glu.gate, &mut *x), (&glu.up, &mut *y)].map(
+                            |((input, first), copy)| {
+                                let offset = row_offset(input.form(), row);
+                                input.values(offset + first * size_of::<f32>(), n, copy)
+                            },
+                        );
+                        glu.kind.apply(gate, up, gated);
                         // SAFETY: rows of results are disjoint, and each row is in one task.
-                        unsafe { glu.output.write(row_offset(form, row), 0, x) };
+                        unsafe { glu.output.write(row_offset(form, row), 0, gated) };
+                    }
+                }
+            })?;
+        Ok(())
+    }
+
+    /// Multiplies rows by their weights.
+    ///
+    /// # Errors
+    /// A task panics; results are then incomplete.
+    pub fn weigh(&mut self, weighing: &Weighing<'_>) -> Result<(), Error> {
+        let form = weighing.output.form();
+        let (n, n_rows) = (form.ne[0], form.n_rows());
+        let rows = (GATED_VALUES / n.max(1)).max(1);
+        let alone = (n * n_rows) as u64 / WEIGHTED_PER_MICROSECOND < self.pool.worthwhile();
+        let memory = &self.threads;
+        self.pool
+            .run(n_rows.div_ceil(rows), alone, &|thread, tasks| {
+                let memory = &mut *lock(&memory[thread]);
+                for task in tasks {
+                    for row in task * rows..((task + 1) * rows).min(n_rows) {
+                        let offset = row_offset(weighing.input.form(), row);
+                        let values = weighing.input.values(offset, n, &mut memory.values);
+                        let weight = weighing.weights[row];
+                        memory.out.clear();
+                        memory.out.extend(values.iter().map(|x| x * weight));
+                        // SAFETY: rows of results are disjoint, and each row is in one task.
+                        unsafe { weighing.output.write(row_offset(form, row), 0, &memory.out) };
                     }
                 }
             })?;
@@ -166,6 +234,7 @@ impl Computer {
     fn steps(
         &mut self,
         products: &[Product<'_>],
+        gated: Option<&Gated<'_>>,
         quantized: &[Quantized<'_>],
         tasks: &[Task],
         buffers: &mut Vec<Vec<u8>>,
@@ -203,10 +272,10 @@ impl Computer {
             let values = &mut lock(&memory[thread]).values;
             for task in tasks {
                 let (q, rows, place) = &mut *lock(&pieces[task]);
-                values.resize(q.input.form().ne[0], 0.0);
+                let form = q.input.form();
                 for (row, out) in rows.iter().zip(place.chunks_exact_mut(q.row_bytes)) {
-                    q.input
-                        .read(row_offset(q.input.form(), *row as usize), values);
+                    let offset = row_offset(form, *row as usize);
+                    let values = q.input.values(offset, form.ne[0], values);
                     if let Err(error) = q.form.quantize_row(isa, values, out) {
                         fail("activations", error);
                     }
@@ -215,18 +284,21 @@ impl Computer {
         })?;
         drop(pieces);
 
-        let buffers = &*buffers;
+        let step = Step {
+            isa,
+            products,
+            gated,
+            quantized,
+            buffers,
+        };
         let multiplied: u64 = products.iter().map(Product::multiplications).sum();
         let alone = multiplied / MULTIPLIED_PER_MICROSECOND < self.pool.worthwhile();
         self.pool.run(tasks.len(), alone, &|thread, numbers| {
             let memory = &mut *lock(&memory[thread]);
             for number in numbers {
                 let task = &tasks[number];
-                let product = &products[task.product];
-                let q = &quantized[task.quantized];
-                let acts = &buffers[task.quantized][..q.rows.len() * q.row_bytes];
-                if let Err(error) = multiply(isa, product, task, q, acts, memory) {
-                    fail(&product.name, error);
+                if let Err(error) = step.task(task, memory) {
+                    fail(&products[task.source.product].name, error);
                 }
             }
         })?;
@@ -234,43 +306,84 @@ impl Computer {
     }
 }
 
-/// Does a task.
-fn multiply(
-    isa: Isa,
-    product: &Product<'_>,
-    task: &Task,
-    quantized: &Quantized<'_>,
-    acts: &[u8],
-    memory: &mut ThreadMemory,
-) -> Result<(), moqa_kernels::Error> {
-    let weights = product.experts.weights(product.tensor, task.expert)?;
-    let n_rows = task.end - task.first;
-    for pairs in product.of(task.expert).chunks(TASK_TOKENS) {
-        memory.act_rows.clear();
-        memory
-            .act_rows
-            .extend(pairs.iter().map(|p| quantized.index[p.input as usize]));
-        memory.out.resize(pairs.len() * n_rows, 0.0);
-        matmul(
-            isa,
-            &weights,
-            task.first..task.end,
-            acts,
-            &memory.act_rows,
-            &mut memory.out,
-            &mut memory.scratch,
-        )?;
-        for (pair, values) in pairs.iter().zip(memory.out.chunks_exact(n_rows)) {
-            // SAFETY: rows of results are disjoint, a pair has its own row, and tasks of an expert have other
-            // columns.
-            unsafe { product.output.write(pair.output, task.first, values) };
-        }
+/// The first `n` values, of any content: zeros for all would take time.
+fn at_least(values: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if values.len() < n {
+        values.resize(n, 0.0);
     }
-    Ok(())
+    &mut values[..n]
+}
+
+impl Step<'_> {
+    fn task(&self, task: &Task, memory: &mut ThreadMemory) -> Result<(), moqa_kernels::Error> {
+        let product = &self.products[task.source.product];
+        let n_rows = task.end - task.first;
+        let pairs = product.of(task.expert);
+        for first in (0..pairs.len()).step_by(TASK_TOKENS) {
+            let range = first..(first + TASK_TOKENS).min(pairs.len());
+            let pairs = &pairs[range.clone()];
+            let ThreadMemory {
+                scratch,
+                act_rows,
+                gated,
+                out,
+                up_out,
+                ..
+            } = memory;
+            let n = pairs.len() * n_rows;
+            let out = at_least(out, n);
+            self.multiply(task, task.source, range.clone(), act_rows, out, scratch)?;
+            if let Some((up, unit)) = task.up.zip(self.gated) {
+                let (up_out, gated) = (at_least(up_out, n), at_least(gated, n));
+                self.multiply(task, up, range, act_rows, up_out, scratch)?;
+                unit.kind.apply(out, up_out, gated);
+                for (pair, values) in pairs.iter().zip(gated.chunks_exact(n_rows)) {
+                    let offset = row_offset(unit.output.form(), pair.row as usize);
+                    // SAFETY: as below.
+                    unsafe { unit.output.write(offset, task.first, values) };
+                }
+                continue;
+            }
+            for (pair, values) in pairs.iter().zip(out.chunks_exact_mut(n_rows)) {
+                if let Some(weight) = product.weights.get(pair.row as usize) {
+                    values.iter_mut().for_each(|value| *value *= weight);
+                }
+                // SAFETY: rows of results are disjoint, a pair has its own row, and tasks of an expert have other
+                // columns.
+                unsafe { product.output.write(pair.output, task.first, values) };
+            }
+        }
+        Ok(())
+    }
+
+    /// The task's rows of weights times the pairs `pairs` of its expert, into `out` pair by pair.
+    fn multiply(
+        &self,
+        task: &Task,
+        source: Source,
+        pairs: Range<usize>,
+        act_rows: &mut Vec<u32>,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<(), moqa_kernels::Error> {
+        let product = &self.products[source.product];
+        let quantized = &self.quantized[source.quantized];
+        let acts = &self.buffers[source.quantized][..quantized.rows.len() * quantized.row_bytes];
+        let weights = product.experts.weights(product.tensor, task.expert)?;
+        let pairs = &product.of(task.expert)[pairs];
+        act_rows.clear();
+        act_rows.extend(pairs.iter().map(|p| quantized.index[p.input as usize]));
+        let rows = task.first..task.end;
+        matmul(self.isa, &weights, rows, acts, act_rows, out, scratch)
+    }
 }
 
 /// What to bring into which form, and the tasks.
-fn plan<'a>(products: &[Product<'a>], threads: usize) -> (Vec<Quantized<'a>>, Vec<Task>) {
+fn plan<'a>(
+    products: &[Product<'a>],
+    gated: Option<&Gated<'_>>,
+    threads: usize,
+) -> (Vec<Quantized<'a>>, Vec<Task>) {
     let total: usize = products.iter().map(Product::weight_bytes).sum();
     let total_rows: usize = products.iter().map(Product::weight_rows).sum();
     let many_rows =
@@ -278,53 +391,69 @@ fn plan<'a>(products: &[Product<'a>], threads: usize) -> (Vec<Quantized<'a>>, Ve
     let mut quantized: Vec<Quantized<'a>> = Vec::new();
     let mut tasks = Vec::new();
     for (number, product) in products.iter().enumerate() {
+        // What its gate's tasks do.
+        if gated.is_some_and(|g| g.up == number) {
+            continue;
+        }
+        let up = gated.filter(|g| g.gate == number).map(|g| g.up);
         let experts = product.experts;
         for expert in 0..experts.count() {
             let pairs = product.of(expert);
             if pairs.is_empty() || experts.n_out() == 0 {
                 continue;
             }
-            let form = experts.ty(expert).activation();
-            let at = quantized
-                .iter()
-                .position(|q| q.form == form && q.input.is_same(&product.input));
-            let at = at.unwrap_or_else(|| {
-                quantized.push(Quantized {
-                    input: product.input,
-                    form,
-                    rows: Vec::new(),
-                    index: vec![u32::MAX; product.input.form().n_rows()],
-                    row_bytes: form.row_bytes(experts.n_in()),
-                });
-                quantized.len() - 1
-            });
-            let q = &mut quantized[at];
-            for pair in pairs {
-                let index = &mut q.index[pair.input as usize];
-                if *index == u32::MAX {
-                    // Fewer rows than `u32` counts: `Product` checks.
-                    *index = q.rows.len() as u32;
-                    q.rows.push(pair.input);
-                }
-            }
-            let row_bytes = experts.row_bytes(expert).max(1);
+            let mut source = |number| Source {
+                product: number,
+                quantized: quantize(&mut quantized, &products[number], expert),
+            };
+            let (source, up) = (source(number), up.map(source));
+            let row_bytes = experts.row_bytes(expert)
+                + up.map_or(0, |up| products[up.product].experts.row_bytes(expert));
             let rows = if pairs.len() > FEW_TOKENS {
                 many_rows
             } else {
                 (total / (threads * TASKS_PER_THREAD)).clamp(LEAST_STREAMED_BYTES, STREAMED_BYTES)
-                    / row_bytes
+                    / row_bytes.max(1)
             };
             let rows = (rows / ROWS * ROWS).max(ROWS);
             tasks.extend((0..experts.n_out()).step_by(rows).map(|first| Task {
-                product: number,
+                source,
+                up,
                 expert,
                 first,
                 end: (first + rows).min(experts.n_out()),
-                quantized: at,
             }));
         }
     }
     (quantized, tasks)
+}
+
+/// Has the activations of an expert quantized; where they will be.
+fn quantize<'a>(quantized: &mut Vec<Quantized<'a>>, product: &Product<'a>, expert: usize) -> usize {
+    let form = product.experts.ty(expert).activation();
+    let at = quantized
+        .iter()
+        .position(|q| q.form == form && q.input.is_same(&product.input));
+    let at = at.unwrap_or_else(|| {
+        quantized.push(Quantized {
+            input: product.input,
+            form,
+            rows: Vec::new(),
+            index: vec![u32::MAX; product.input.form().n_rows()],
+            row_bytes: form.row_bytes(product.experts.n_in()),
+        });
+        quantized.len() - 1
+    });
+    let q = &mut quantized[at];
+    for pair in product.of(expert) {
+        let index = &mut q.index[pair.input as usize];
+        if *index == u32::MAX {
+            // Fewer rows than `u32` counts: `Product` checks.
+            *index = q.rows.len() as u32;
+            q.rows.push(pair.input);
+        }
+    }
+    at
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub enum Error {
 pub struct Pair {
     /// Number of the activation row, counted through all dimensions.
     pub input: u32,
+    /// Number of the row of results, likewise.
+    pub row: u32,
     /// Bytes from the start of the results.
     pub output: usize,
 }
@@ -38,6 +40,8 @@ pub struct Product<'a> {
     /// By expert: the pairs `pairs[starts[e]..starts[e + 1]]`.
     pub pairs: Vec<Pair>,
     pub starts: Vec<usize>,
+    /// What each row of results is multiplied by; empty for nothing.
+    pub weights: Vec<f32>,
 }
 
 impl<'a> Product<'a> {
@@ -136,7 +140,7 @@ impl<'a> Product<'a> {
         output: Output<'a>,
         rows: &[(usize, usize, usize)],
     ) -> Result<Self, Error> {
-        if u32::try_from(input.form().n_rows()).is_err() {
+        if u32::try_from(input.form().n_rows().max(rows.len())).is_err() {
             return Err(Error::Shape("too many rows"));
         }
         if tensor.len() < experts.bytes() {
@@ -153,14 +157,16 @@ impl<'a> Product<'a> {
         let mut pairs = vec![
             Pair {
                 input: 0,
+                row: 0,
                 output: 0
             };
             rows.len()
         ];
-        for &(expert, input, output) in rows {
+        for (row, &(expert, input, output)) in rows.iter().enumerate() {
             // Checked above: there are fewer rows than `u32` counts.
             pairs[next[expert]] = Pair {
                 input: input as u32,
+                row: row as u32,
                 output,
             };
             next[expert] += 1;
@@ -173,7 +179,28 @@ impl<'a> Product<'a> {
             output,
             pairs,
             starts,
+            weights: Vec::new(),
         })
+    }
+
+    /// Multiplies each row of results by a weight, as `MUL` does afterwards.
+    ///
+    /// # Errors
+    /// There is not a weight for each row.
+    pub fn weighted(mut self, weights: Vec<f32>) -> Result<Self, Error> {
+        if weights.len() != self.pairs.len() {
+            return Err(Error::Shape("not a weight for each row of results"));
+        }
+        self.weights = weights;
+        Ok(self)
+    }
+
+    /// Whether each row of the other product's results is of the same expert as this one's.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let alike = |(a, b): (&Pair, &Pair)| a.row == b.row;
+        self.experts.n_out() == other.experts.n_out()
+            && self.starts == other.starts
+            && self.pairs.iter().zip(&other.pairs).all(alike)
     }
 
     /// Multiplications of numbers that it takes.

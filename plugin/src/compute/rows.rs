@@ -114,12 +114,35 @@ impl<'a> Input<'a> {
         std::ptr::eq(self.data, other.data) && self.form == other.form
     }
 
-    /// Reads the row that begins at `offset`.
-    pub fn read(&self, offset: usize, out: &mut [f32]) {
-        let bytes = &self.data[offset..offset + size_of_val(out)];
-        for (value, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-            *value = f32::from_ne_bytes(*bytes);
+    /// The `n` values from `offset` on: where they are, or in `copy` if floats cannot be read there.
+    pub fn values<'v>(&'v self, offset: usize, n: usize, copy: &'v mut Vec<f32>) -> &'v [f32] {
+        let bytes = &self.data[offset..offset + n * size_of::<f32>()];
+        // SAFETY: any bytes are floats.
+        if let ([], values, []) = unsafe { bytes.align_to() } {
+            return values;
         }
+        copy.clear();
+        copy.extend(bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)));
+        copy
+    }
+}
+
+impl Input<'_> {
+    /// The values of rows of one value, in the order of rows. `None` for longer rows or more than can be counted.
+    pub fn singles(&self) -> Option<Vec<f32>> {
+        let [1, n1, n2, n3] = self.form.ne else {
+            return None;
+        };
+        let mut out = Vec::with_capacity(self.form.n_values()?);
+        for i3 in 0..n3 {
+            for i2 in 0..n2 {
+                for i1 in 0..n1 {
+                    let offset = self.form.row([i1, i2, i3]);
+                    out.extend_from_slice(self.values(offset, 1, &mut Vec::new()));
+                }
+            }
+        }
+        Some(out)
     }
 }
 

@@ -191,9 +191,9 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         .unwrap();
         let products = [product];
         let mut computer = Computer::new(Pool::new(threads));
-        computer.step(&products).unwrap();
+        computer.step(&products, None).unwrap();
         // Again, with the memory of the first time.
-        computer.step(&products).unwrap();
+        computer.step(&products, None).unwrap();
     }
     let found = floats(&output, out_form);
     for (row, (&id, found)) in ids.iter().zip(found.chunks_exact(n_out.max(1))).enumerate() {
@@ -339,7 +339,7 @@ fn products_of_one_step_share_activations() {
             product(&gate_experts, &gate, a),
             product(&up_experts, &up, b),
         ];
-        let (quantized, _) = super::plan(&products, 2);
+        let (quantized, _) = super::plan(&products, None, 2);
         // One form for all of up and an expert of gate, another for the rest of gate.
         let rows: Vec<_> = quantized.iter().map(|q| q.rows.len()).collect();
         assert_eq!(rows.len(), 2);
@@ -347,7 +347,7 @@ fn products_of_one_step_share_activations() {
             rows.iter().all(|n| *n <= 4),
             "a row was quantized twice: {rows:?}"
         );
-        Computer::new(Pool::new(2)).step(&products).unwrap();
+        Computer::new(Pool::new(2)).step(&products, None).unwrap();
     }
     for (bytes, experts, out) in [
         (&gate, &gate_experts, &outputs[0]),
@@ -394,7 +394,7 @@ fn dense_products_with_broadcast_matrices() {
                 Output::new(output.as_mut_ptr(), out_form).unwrap(),
             );
             Computer::new(Pool::new(2))
-                .step(&[product.unwrap()])
+                .step(&[product.unwrap()], None)
                 .unwrap();
         }
         for (row, found) in floats(&output, out_form).chunks_exact(11).enumerate() {
@@ -545,13 +545,14 @@ fn gated_units_of_any_rows_and_threads() {
             for (row, found) in found.chunks_exact(n).enumerate() {
                 let both = &values[2 * n * row..][..2 * n];
                 let (first, second) = both.split_at(n);
-                let (mut x, y) = match (halves, swapped) {
-                    (false, _) => (first.to_vec(), &others[n * row..][..n]),
-                    (true, false) => (first.to_vec(), second),
-                    (true, true) => (second.to_vec(), first),
+                let (x, y) = match (halves, swapped) {
+                    (false, _) => (first, &others[n * row..][..n]),
+                    (true, false) => (first, second),
+                    (true, true) => (second, first),
                 };
-                kind.apply(&mut x, y);
-                assert_eq!(x, found, "{n} {n_slots} {n_tokens} row {row}");
+                let mut expected = vec![0.0; n];
+                kind.apply(x, y, &mut expected);
+                assert_eq!(expected, found, "{n} {n_slots} {n_tokens} row {row}");
             }
             assert_eq!(found, run(3, halves, swapped));
         }
@@ -569,4 +570,85 @@ fn expert_numbers_of_a_view() {
     // SAFETY: as long as the form says.
     let ids = unsafe { read_ids(all.as_ptr(), form) };
     assert_eq!(ids, Ok(vec![0, 1, 4, 5, 8, 9]));
+}
+
+/// One step that makes a gated linear unit of gate and up, and weights another product: the bits of single steps.
+#[test]
+fn units_and_weights_within_a_step() {
+    use super::Gated;
+    use super::glu::{Glu, Kind};
+    use super::weighing::Weighing;
+    let mut random = Random(99);
+    let (n_in, n_out, n_used) = (256, 300, 2);
+    let shape = Shape {
+        n_in: n_in as u64,
+        n_out: n_out as u64,
+        n_expert: 3,
+    };
+    let types = [
+        [Type::Q4_K, Type::Q8_0, Type::F32],
+        [Type::Q6_K, Type::Q4_K, Type::Q8_0],
+        [Type::Q4_K; 3],
+    ];
+    let tensors = types.map(|types| tensor(&mut random, shape, &types, true));
+    let experts: Vec<_> = tensors
+        .iter()
+        .map(|bytes| Experts::find(Type::Q8_0, shape, bytes).unwrap())
+        .collect();
+    for n_tokens in [1, 7, 600] {
+        let in_form = form([n_in, 1, n_tokens, 1], 0);
+        let out_form = form([n_out, n_used, n_tokens, 1], 8);
+        let input = with_gaps(&random.floats(n_in * n_tokens), in_form);
+        // An expert without tokens in the first case.
+        let ids: Vec<i32> = (0..n_used * n_tokens)
+            .map(|_| random.below(3) as i32)
+            .collect();
+        let weights = random.floats(n_used * n_tokens);
+        let run = |threads: usize, together: bool| {
+            let mut out = [0; 5].map(|_| vec![0u8; span(out_form)]);
+            let [gate, up, down, unit, weighted] = &mut out;
+            // SAFETY: the vectors are as long as the forms say.
+            unsafe {
+                let output =
+                    |bytes: &mut Vec<u8>| Output::new(bytes.as_mut_ptr(), out_form).unwrap();
+                let product = |number: usize, bytes| {
+                    let input = Input::new(input.as_ptr(), in_form).unwrap();
+                    let (experts, tensor) = (&experts[number], &tensors[number]);
+                    Product::by_ids("test".into(), experts, tensor, input, &ids, output(bytes))
+                        .unwrap()
+                };
+                let mut computer = Computer::new(Pool::new(threads));
+                if together {
+                    let down = product(2, weighted).weighted(weights.clone()).unwrap();
+                    let products = [product(0, gate), down, product(1, up)];
+                    assert!(products[0].goes_with(&products[2]));
+                    let gated = Gated {
+                        gate: 0,
+                        up: 2,
+                        kind: Kind::Swiglu,
+                        output: output(unit),
+                    };
+                    computer.step(&products, Some(&gated)).unwrap();
+                    drop(products);
+                    assert!(gate.iter().chain(up.iter()).all(|byte| *byte == 0));
+                } else {
+                    let products = [product(0, gate), product(1, up), product(2, down)];
+                    computer.step(&products, None).unwrap();
+                    drop(products);
+                    let input = |bytes: &Vec<u8>| Input::new(bytes.as_ptr(), out_form).unwrap();
+                    let (gate, up, unit) = (input(gate), input(up), output(unit));
+                    let glu = Glu::new("test".into(), Kind::Swiglu, gate, Some(up), false, unit);
+                    computer.glu(&glu.unwrap()).unwrap();
+                    let weighing = Weighing::new(input(down), weights.clone(), output(weighted));
+                    computer.weigh(&weighing.unwrap()).unwrap();
+                }
+            }
+            let [.., unit, weighted] = out;
+            [unit, weighted].map(|bytes| floats(&bytes, out_form))
+        };
+        let apart = run(1, false);
+        assert_eq!(apart, run(3, false), "{n_tokens}");
+        assert_eq!(apart, run(1, true), "{n_tokens}");
+        assert_eq!(apart, run(3, true), "{n_tokens}");
+    }
 }

@@ -124,6 +124,69 @@ static void gated_units(ggml_backend_dev_t dev, ggml_backend_t backend, struct g
     ggml_free(ctx);
 }
 
+// A layer's nodes in memory that is used again, as llama.cpp's allocator does: `later` over gate and up (`over` 2) or over
+// gate alone (1), its product with weights over itself; or all apart (0). Results have the same bits.
+static void memory_used_again(ggml_backend_dev_t dev, ggml_backend_t backend, struct ggml_tensor * w, struct ggml_tensor * x, struct ggml_tensor * ids) {
+    enum { VALUES = N_OUT * N_USED * N_TOKENS };
+    static float first[2][VALUES];
+    for (int over = 0; over < 3; over++) {
+        struct ggml_init_params params = { ggml_tensor_overhead() * 64 + ggml_graph_overhead(), NULL, true };
+        struct ggml_context * ctx = ggml_init(params);
+        struct ggml_tensor * gate = ggml_mul_mat_id(ctx, w, x, ids);
+        struct ggml_tensor * up = ggml_mul_mat_id(ctx, w, ggml_view_3d(ctx, x, N_IN, 1, N_TOKENS, x->nb[1], x->nb[2], x->nb[1]), ids);
+        struct ggml_tensor * unit = ggml_swiglu_split(ctx, gate, up);
+        struct ggml_tensor * later = ggml_mul_mat_id(ctx, w, x, ids);
+        struct ggml_tensor * weights = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 1, N_USED, N_TOKENS);
+        struct ggml_tensor * weighted = ggml_mul(ctx, later, weights);
+        CHECK(ggml_backend_dev_supports_op(dev, weighted), "weighting is not taken");
+        CHECK(!ggml_backend_dev_supports_op(dev, ggml_mul(ctx, later, later)), "MUL of values is taken");
+        CHECK(!ggml_backend_dev_supports_op(dev, ggml_mul(ctx, x, weights)), "MUL of no product is taken");
+
+        const size_t size = ggml_nbytes(gate), place = (size + 127) / 64 * 64;
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(dev), 8 * place);
+        CHECK(buffer, "no buffer for activations");
+        char * base = ggml_backend_buffer_get_base(buffer);
+        memset(base, 0x55, 8 * place);
+        char * at = over == 2 ? base + place / 128 * 64 : over == 1 ? base : base + 4 * place;
+        struct { struct ggml_tensor * tensor; char * at; } places[] = {
+            { gate, base }, { up, base + place }, { unit, base + 2 * place }, { weights, base + 3 * place },
+            { later, at }, { weighted, over ? at : base + 6 * place },
+        };
+        for (int i = 0; i < 6; i++) {
+            CHECK(ggml_backend_tensor_alloc(buffer, places[i].tensor, places[i].at) == GGML_STATUS_SUCCESS, "not placed");
+        }
+        for (int i = 0; i < N_USED * N_TOKENS; i++) {
+            ((float *) weights->data)[i] = 1.0f / (float) (i + 3);
+        }
+        struct ggml_cgraph * graph = ggml_new_graph(ctx);
+        ggml_build_forward_expand(graph, unit);
+        ggml_build_forward_expand(graph, weighted);
+        CHECK(ggml_backend_graph_compute(backend, graph) == GGML_STATUS_SUCCESS, "graph of a layer");
+        const float * results[] = { unit->data, weighted->data };
+        if (!over) {
+            memcpy(first[0], results[0], size);
+            memcpy(first[1], results[1], size);
+            for (int i = 0; i < VALUES; i++) {
+                const float weight = ((const float *) weights->data)[i / N_OUT];
+                CHECK(results[1][i] == ((const float *) later->data)[i] * weight, "weighted value %d", i);
+                const double a = ((const float *) gate->data)[i], b = ((const float *) up->data)[i];
+                const double expected = a / (1 + exp(-a)) * b;
+                CHECK(fabs(results[0][i] - expected) <= 1e-5 * fabs(expected) + 1e-6, "value %d of the unit", i);
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            CHECK(memcmp(first[i], results[i], size) == 0, "other results %d where memory is used again (%d)", i, over);
+        }
+        // Where something is written over both, they need not be.
+        unsigned char untouched[64];
+        memset(untouched, 0x55, sizeof(untouched));
+        CHECK((memcmp(gate->data, untouched, 64) == 0) == (over == 2), "gate (%d)", over);
+        CHECK(over == 2 || memcmp(up->data, untouched, 64) != 0, "up (%d)", over);
+        ggml_backend_buffer_free(buffer);
+        ggml_free(ctx);
+    }
+}
+
 static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum ggml_type type, int threads, int mapped) {
     ggml_backend_t backend = ggml_backend_dev_init(dev, NULL);
     CHECK(backend, "no stream");
@@ -210,6 +273,7 @@ static void round_of(ggml_backend_dev_t dev, set_n_threads_t set_n_threads, enum
     }
 
     gated_units(dev, backend, w, x, ids);
+    memory_used_again(dev, backend, w, x, ids);
 
     // an expert that there is not
     const int32_t bad[] = { -1, N_EXPERT, 1 << 30 };
