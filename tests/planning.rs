@@ -13,7 +13,7 @@ use moqa::analysis::{
 };
 use moqa::gguf::{DEFAULT_VERSION, GgmlType, Gguf, GgufLayout, Shape, TensorSpec};
 use moqa::model::ModelView;
-use moqa::plan::{Budget, Candidates, Granularity, PlanInputs, Scenario, plan_for};
+use moqa::plan::{Budget, Candidates, Granularity, PlanInputs, Scenario, make_plan, plan_for};
 
 const N_LAYER: usize = 48;
 const N_EXPERT: usize = 128;
@@ -225,6 +225,40 @@ fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
     assert!(peak_memory() < 2 << 30, "{} bytes", peak_memory());
 }
 
+/// Types of tensors, with room for more than another plan, of whose tensors none may grow.
+#[test]
+fn no_tensor_grows_beyond_the_plan_that_it_is_made_within() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = model(&dir.path().join("large.gguf"));
+    let view = ModelView::new(&source).unwrap();
+    let analysis = analysis(&source, &view);
+    let candidates = Candidates::default();
+    let importance = Importance::new(&analysis, Unreached::default());
+    let inputs = PlanInputs {
+        source: &source,
+        view: &view,
+        analysis: &analysis,
+        importance: &importance,
+        candidates: &candidates,
+        records: &[],
+        within: None,
+    };
+    let plan = |within, bpw| {
+        let inputs = PlanInputs { within, ..inputs };
+        make_plan(&inputs, Budget::BitsPerWeight(bpw), Granularity::Tensor).unwrap()
+    };
+    let small = plan(None, 3.0);
+    let large = plan(None, 4.0);
+    let held = plan(Some(&small), 4.0);
+    let grown = |p: &moqa::plan::Plan| {
+        let both = p.tensors.iter().zip(&small.tensors);
+        both.filter(|(a, b)| a.bytes > b.bytes).count()
+    };
+    assert!(grown(&large) > 100);
+    assert_eq!(grown(&held), 0);
+    assert_eq!(held.file_bytes, small.file_bytes);
+}
+
 #[test]
 fn a_type_per_expert_of_a_large_model_takes_seconds() {
     plans_within_its_time(&Scenario::Balanced, Granularity::Expert);
@@ -242,6 +276,6 @@ fn types_per_expert_for_the_worst_domain_take_seconds() {
 
 #[test]
 fn types_per_expert_for_a_workload_take_seconds() {
-    let named = vec![("a".to_owned(), 0.7)];
+    let named = vec![("domain 1".to_owned(), 0.7)];
     plans_within_its_time(&Scenario::Workload(named), Granularity::Expert);
 }

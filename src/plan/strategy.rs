@@ -32,8 +32,10 @@ const MULTIPLIER_UP: f64 = 2.0;
 const MULTIPLIER_LEAST: f64 = 0.01;
 const MULTIPLIER_DOWN: f64 = 0.5;
 /// By how much a workload's plan may be expected to fare worse than the balanced one in a domain that the workload does
-/// not name. On held-out text of the shipped model's domains it is up to twice as much.
-const OTHERS_LOSE: f64 = 0.06;
+/// not name. On held-out text of the shipped model's domains it is two to three times as much: with 4 % expected, plans
+/// for python, prose and kernel (weight 0.7) were 3 to 6 % better there and at most 11 % worse elsewhere, with 6 % expected
+/// 6 to 9 % better and up to 17 % worse.
+const OTHERS_LOSE: f64 = 0.04;
 
 /// Makes the plan for a scenario.
 ///
@@ -198,6 +200,20 @@ fn workload(analysis: &Analysis, named: &[(String, f64)]) -> Result<Vec<f64>> {
 mod tests {
     use super::*;
     use crate::analysis::Domain;
+
+    #[test]
+    fn multipliers_grow_while_a_domain_loses_too_much() {
+        let mut multiplier = 0.0;
+        for _ in 0..3 {
+            let next = moved(multiplier, 0.05);
+            assert!(next > multiplier + 0.1);
+            multiplier = next;
+        }
+        // Slower down than up, and never below nothing.
+        let next = moved(multiplier, -0.05);
+        assert!(next < multiplier && multiplier - next < 0.1);
+        assert_eq!(moved(0.01, -1.0), 0.0);
+    }
 
     #[test]
     fn the_rest_of_a_workload_is_shared() {
