@@ -869,7 +869,12 @@ mod tests {
             ty,
             kld,
         };
+        let domain = |name: &str| Domain {
+            name: name.to_owned(),
+            ..Domain::default()
+        };
         let mut analysis = Analysis {
+            domains: vec![domain("one"), domain("two")],
             joint: vec![
                 group(&["a_exps", "b_exps"], GgmlType::Q3_K, 0.5),
                 group(&["a_exps", "c_exps", "b_exps"], GgmlType::Q5_K, 0.25),
@@ -902,6 +907,12 @@ mod tests {
         assert!(left.contains("moqa.joint.tensor"), "{left}");
         analysis.joint[1].kld = f64::NAN;
         assert!(save(&path, &analysis).is_err());
+        analysis.joint.clear();
+        for levels in [vec![1.0], vec![1.0, 0.0], vec![1.0, f64::NAN]] {
+            analysis.domain_levels = levels;
+            let message = format!("{:#}", save(&path, &analysis).unwrap_err());
+            assert!(message.contains("levels of domains"), "{message}");
+        }
     }
 
     #[test]
