@@ -187,14 +187,15 @@ fn peak_memory() -> u64 {
         * 1024
 }
 
-fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
+/// Calls `f` with what a plan of the large model is made from.
+fn with_inputs(f: impl FnOnce(&PlanInputs<'_>)) {
     let dir = tempfile::tempdir().unwrap();
     let source = model(&dir.path().join("large.gguf"));
     let view = ModelView::new(&source).unwrap();
     let analysis = analysis(&source, &view);
     let candidates = Candidates::default();
     let importance = Importance::new(&analysis, Unreached::default());
-    let inputs = PlanInputs {
+    f(&PlanInputs {
         source: &source,
         view: &view,
         analysis: &analysis,
@@ -202,61 +203,53 @@ fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
         candidates: &candidates,
         records: &[],
         within: None,
-    };
-    let before = cpu_seconds();
-    let plan = plan_for(&inputs, Budget::BitsPerWeight(3.4), scenario, granularity).unwrap();
-    // Processor time, because others may use this machine.
-    let took = cpu_seconds() - before;
-    println!(
-        "{scenario:?}, {granularity:?}: {took:.2} s of processor time, {:.0} MiB, gap {:.3} %",
-        peak_memory() as f64 / f64::from(1 << 20),
-        plan.gap() * 100.0
-    );
-    assert!(plan.file_bytes <= plan.budget_bytes);
-    assert!(plan.bpw > 3.3, "{}", plan.bpw);
-    assert!(plan.gap() < 0.02, "{}", plan.gap());
-    let mixed = plan
-        .tensors
-        .iter()
-        .filter(|t| !t.experts.is_empty())
-        .count();
-    assert_eq!(mixed > 100, granularity == Granularity::Expert, "{mixed}");
-    assert!(took < 20.0, "{took} s");
-    assert!(peak_memory() < 2 << 30, "{} bytes", peak_memory());
+    });
+}
+
+fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
+    with_inputs(|inputs| {
+        let before = cpu_seconds();
+        let plan = plan_for(inputs, Budget::BitsPerWeight(3.4), scenario, granularity).unwrap();
+        // Processor time, because others may use this machine.
+        let took = cpu_seconds() - before;
+        println!(
+            "{scenario:?}, {granularity:?}: {took:.2} s of processor time, {:.0} MiB, gap {:.3} %",
+            peak_memory() as f64 / f64::from(1 << 20),
+            plan.gap() * 100.0
+        );
+        assert!(plan.file_bytes <= plan.budget_bytes);
+        assert!(plan.bpw > 3.3, "{}", plan.bpw);
+        assert!(plan.gap() < 0.02, "{}", plan.gap());
+        let mixed = plan
+            .tensors
+            .iter()
+            .filter(|t| !t.experts.is_empty())
+            .count();
+        assert_eq!(mixed > 100, granularity == Granularity::Expert, "{mixed}");
+        assert!(took < 20.0, "{took} s");
+        assert!(peak_memory() < 2 << 30, "{} bytes", peak_memory());
+    });
 }
 
 /// Types of tensors, with room for more than another plan, of whose tensors none may grow.
 #[test]
 fn no_tensor_grows_beyond_the_plan_that_it_is_made_within() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = model(&dir.path().join("large.gguf"));
-    let view = ModelView::new(&source).unwrap();
-    let analysis = analysis(&source, &view);
-    let candidates = Candidates::default();
-    let importance = Importance::new(&analysis, Unreached::default());
-    let inputs = PlanInputs {
-        source: &source,
-        view: &view,
-        analysis: &analysis,
-        importance: &importance,
-        candidates: &candidates,
-        records: &[],
-        within: None,
-    };
-    let plan = |within, bpw| {
-        let inputs = PlanInputs { within, ..inputs };
-        make_plan(&inputs, Budget::BitsPerWeight(bpw), Granularity::Tensor).unwrap()
-    };
-    let small = plan(None, 3.0);
-    let large = plan(None, 4.0);
-    let held = plan(Some(&small), 4.0);
-    let grown = |p: &moqa::plan::Plan| {
-        let both = p.tensors.iter().zip(&small.tensors);
-        both.filter(|(a, b)| a.bytes > b.bytes).count()
-    };
-    assert!(grown(&large) > 100);
-    assert_eq!(grown(&held), 0);
-    assert_eq!(held.file_bytes, small.file_bytes);
+    with_inputs(|inputs| {
+        let plan = |within, bpw| {
+            let inputs = PlanInputs { within, ..*inputs };
+            make_plan(&inputs, Budget::BitsPerWeight(bpw), Granularity::Tensor).unwrap()
+        };
+        let small = plan(None, 3.0);
+        let large = plan(None, 4.0);
+        let held = plan(Some(&small), 4.0);
+        let grown = |p: &moqa::plan::Plan| {
+            let both = p.tensors.iter().zip(&small.tensors);
+            both.filter(|(a, b)| a.bytes > b.bytes).count()
+        };
+        assert!(grown(&large) > 100);
+        assert_eq!(grown(&held), 0);
+        assert_eq!(held.file_bytes, small.file_bytes);
+    });
 }
 
 #[test]

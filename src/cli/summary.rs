@@ -69,6 +69,8 @@ struct Domains {
     tokens: Vec<f64>,
     /// Jensen-Shannon divergence in bits, mean over layers.
     divergence: Vec<Vec<f64>>,
+    /// The effect of quantized experts in each, as multiples of that in all text; empty where not measured.
+    levels: Vec<f64>,
     /// The experts that each domain moves most.
     movers: Vec<Vec<Mover>>,
 }
@@ -206,6 +208,7 @@ fn domains(a: &Analysis) -> Option<Domains> {
             .map(|d| d.routers.values().map(|r| r.tokens).fold(0.0, f64::max))
             .collect(),
         divergence: routing::domain_divergence(domains),
+        levels: a.domain_levels.clone(),
         movers: routing::domain_movers(domains, MOVERS),
     })
 }
@@ -420,6 +423,14 @@ impl Domains {
                 s.pop();
             }
             s.push('\n');
+        }
+        if !self.levels.is_empty() {
+            s.push_str(
+                "\nwhat quantized experts do to the output, by domain (1: as in all text)\n",
+            );
+        }
+        for (i, (name, level)) in self.names.iter().zip(&self.levels).enumerate() {
+            let _ = writeln!(s, "{:>2} {:<18} {level:>5.2}", i + 1, short(name));
         }
         s.push_str(
             "\nexperts that a domain uses most unlike the domains' mean: layer/expert, mean share → its own\n",
