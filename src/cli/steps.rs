@@ -178,23 +178,20 @@ impl Chunks {
     /// `n` chunks spread evenly over the text, at least one of each domain, and the domain of each.
     fn sample(&self, n: usize) -> (Vec<Vec<i32>>, Vec<usize>) {
         let total: usize = self.by_domain.iter().map(Vec::len).sum();
-        let (mut sample, mut domains) = (Vec::new(), Vec::new());
-        for (d, chunks) in self.by_domain.iter().enumerate() {
-            let share = ((n * chunks.len()) as f64 / total.max(1) as f64).round() as usize;
-            let share = share.clamp(1, chunks.len());
-            sample.extend((0..share).map(|i| chunks[i * chunks.len() / share].clone()));
-            domains.extend(std::iter::repeat_n(d, share));
-        }
-        (sample, domains)
+        self.spread(|chunks| ((n * chunks.len()) as f64 / total.max(1) as f64).round() as usize)
     }
 
-    /// Chunks spread evenly over each domain's text, of about `n_tokens` in all, as many from each as there are, and the
-    /// domain of each.
+    /// As [`Chunks::sample`], of about `n_tokens` in all, as many from each domain as there are.
     fn even_sample(&self, n_tokens: usize) -> (Vec<Vec<i32>>, Vec<usize>) {
+        let each = n_tokens / self.by_domain.len().max(1);
+        self.spread(|chunks| each / chunks[0].len().max(1))
+    }
+
+    /// As many chunks of each domain as `share` says, at least one, spread evenly over its text.
+    fn spread(&self, share: impl Fn(&[Vec<i32>]) -> usize) -> (Vec<Vec<i32>>, Vec<usize>) {
         let (mut sample, mut domains) = (Vec::new(), Vec::new());
         for (d, chunks) in self.by_domain.iter().enumerate() {
-            let n = n_tokens / self.by_domain.len() / chunks[0].len().max(1);
-            let n = n.clamp(1, chunks.len());
+            let n = share(chunks).clamp(1, chunks.len());
             sample.extend((0..n).map(|i| chunks[i * chunks.len() / n].clone()));
             domains.extend(std::iter::repeat_n(d, n));
         }
