@@ -69,6 +69,35 @@ impl Activation {
         }
         Ok(())
     }
+
+    /// What rounding took off `values`, into `out`: `values[i]` less what `row`, which [`Activation::quantize_row`]
+    /// made of them, says. It is at most half a step, so that a second row of it makes the two about as fine as 15
+    /// bits.
+    ///
+    /// # Errors
+    /// `row` is shorter than a row of `values`.
+    pub fn remainder(self, values: &[f32], row: &[u8], out: &mut Vec<f32>) -> Result<(), Error> {
+        at_least(
+            "activation row",
+            row.len(),
+            Some(self.row_bytes(values.len())),
+        )?;
+        out.clear();
+        if self == Activation::F32 {
+            out.resize(values.len(), 0.0);
+            return Ok(());
+        }
+        for (values, block) in values.chunks(BLOCK).zip(row.chunks_exact(BLOCK_BYTES)) {
+            let block = Block(block);
+            let codes = block.values().chunks(32);
+            for (j, (values, codes)) in values.chunks(32).zip(codes).enumerate() {
+                let scale = block.scale(j);
+                let rest = |(x, q): (&f32, &u8)| x - f32::from(*q as i8) * scale;
+                out.extend(values.iter().zip(codes).map(rest));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Offset in a block of the sum of values `16 * j .. 16 * j + 16`.
@@ -175,6 +204,53 @@ mod tests {
             }
             assert!(out[BLOCK_BYTES + VALUES + 32..].iter().all(|&q| q == 0));
         }
+    }
+
+    #[test]
+    fn two_rows_are_finer() {
+        let values: Vec<f32> = (0..288)
+            .map(|i| ((i * 37 % 101) as f32 - 50.3) * (1 + i / 32) as f32)
+            .collect();
+        for form in [Activation::Q8, Activation::Q8K] {
+            let mut rows = [vec![0; 640], vec![0; 640]];
+            let mut rest = vec![1.0; 3];
+            form.quantize_row(Isa::Scalar, &values, &mut rows[0])
+                .unwrap();
+            form.remainder(&values, &rows[0], &mut rest).unwrap();
+            assert_eq!(rest.len(), values.len());
+            form.quantize_row(Isa::Scalar, &rest, &mut rows[1]).unwrap();
+            for (i, &value) in values.iter().enumerate() {
+                let back: f32 = rows
+                    .iter()
+                    .map(|row| {
+                        let block = Block(&row[i / 256 * BLOCK_BYTES..][..BLOCK_BYTES]);
+                        f32::from(block.values()[i % 256] as i8) * block.scale(i % 256 / 32)
+                    })
+                    .sum();
+                let step = Block(&rows[0][i / 256 * BLOCK_BYTES..]).scale(i % 256 / 32);
+                assert!(
+                    (back - value).abs() <= step / 250.0,
+                    "{i}: {value} became {back}"
+                );
+            }
+            assert!(
+                form.remainder(&values, &rows[0][..639], &mut rest).is_err(),
+                "a row that is too short"
+            );
+        }
+        let mut rest = Vec::new();
+        Activation::F32
+            .remainder(&values, &[0; 4 * 288], &mut rest)
+            .unwrap();
+        assert_eq!(rest, [0.0; 288]);
+        // NaN stays what it is.
+        let mut row = vec![0; 320];
+        let bad = [f32::INFINITY; 256];
+        Activation::Q8K
+            .quantize_row(Isa::Scalar, &bad, &mut row)
+            .unwrap();
+        Activation::Q8K.remainder(&bad, &row, &mut rest).unwrap();
+        assert!(rest.iter().all(|x| x.is_nan()));
     }
 
     #[test]

@@ -41,8 +41,25 @@ unsafe impl Sync for Buffer {}
 struct Tensors {
     /// By address.
     table: BTreeMap<usize, Entry>,
+    /// One of them is a mixed container.
+    any_mixed: bool,
     /// The host has freed the buffer: its memory may be gone.
     closed: bool,
+}
+
+impl Tensors {
+    /// What the tensor that is noted at an address is.
+    ///
+    /// # Safety
+    /// Its bytes are readable.
+    unsafe fn find(&mut self, data: *const u8) -> Result<Arc<Experts>, String> {
+        let entry = self.table.get_mut(&(data as usize));
+        let entry = entry.ok_or_else(|| "a tensor that is not known".to_owned())?;
+        // SAFETY: the caller's promise.
+        let result = unsafe { entry.find(data) };
+        self.any_mixed |= result.as_ref().is_ok_and(|experts| experts.is_mixed());
+        result
+    }
 }
 
 /// An expert tensor, or a dense matrix.
@@ -107,7 +124,7 @@ impl Buffer {
                 live.push(Arc::downgrade(self));
             }
         }
-        let mut entry = Entry {
+        let entry = Entry {
             name: tensor.name().into_owned(),
             is_of_experts: true,
             ty,
@@ -115,20 +132,19 @@ impl Buffer {
             bytes,
             found: None,
         };
-        let result = if self.owned {
-            debug!("{}: {} bytes to be read", entry.name, bytes);
-            Ok(())
-        } else {
-            // SAFETY: inside the buffer, whose memory the host has mapped.
-            let result = unsafe { entry.find(data) };
-            match &result {
-                Ok(experts) => debug!("{}: {} in the mapped file", entry.name, experts.describe()),
-                Err(message) => error!("{message}"),
-            }
-            result.map(drop).map_err(drop)
-        };
         tensors.table.insert(data as usize, entry);
-        result
+        let name = tensor.name();
+        if self.owned {
+            debug!("{name}: {bytes} bytes to be read");
+            return Ok(());
+        }
+        // SAFETY: inside the buffer, whose memory the host has mapped.
+        let result = unsafe { tensors.find(data) };
+        match &result {
+            Ok(experts) => debug!("{name}: {} in the mapped file", experts.describe()),
+            Err(message) => error!("{message}"),
+        }
+        result.map(drop).map_err(drop)
     }
 
     /// What is in an expert tensor, by its root. Tensors that got no place, and dense ones, which have none, are looked
@@ -168,7 +184,12 @@ impl Buffer {
             entry.found = None;
         }
         // SAFETY: inside the buffer, which is not closed.
-        unsafe { entry.find(data) }
+        unsafe { tensors.find(data) }
+    }
+
+    /// Whether a mixed container was found here: then its tensors are a mixed model's.
+    pub fn is_mixed(&self) -> bool {
+        lock(&self.tensors).any_mixed
     }
 
     /// Errors of the expert tensors, as far as their bytes are there.
@@ -177,12 +198,15 @@ impl Buffer {
         if tensors.closed {
             return;
         }
-        for (data, entry) in &mut tensors.table {
+        let places: Vec<usize> = tensors.table.keys().copied().collect();
+        for data in places {
             // SAFETY: inside the buffer, which is not closed: `free_buffer` takes the same lock.
-            if let Err(message) = unsafe { entry.find(*data as *const u8) } {
+            if let Err(message) = unsafe { tensors.find(data as *const u8) } {
                 messages.push(message);
                 // Read again next time: the host may still be reading the file.
-                entry.found = None;
+                if let Some(entry) = tensors.table.get_mut(&data) {
+                    entry.found = None;
+                }
             }
         }
     }
@@ -198,8 +222,8 @@ impl Buffer {
             entry.found = None;
             if end == entry.bytes && !tensor.is_view() {
                 // SAFETY: entries lie inside the buffer.
-                match unsafe { entry.find(root.data()) } {
-                    Ok(experts) => debug!("{}: {}", entry.name, experts.describe()),
+                match unsafe { tensors.find(root.data()) } {
+                    Ok(experts) => debug!("{}: {}", root.name(), experts.describe()),
                     Err(message) => error!("{message}"),
                 }
             }

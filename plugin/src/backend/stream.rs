@@ -1,11 +1,11 @@
 //! Streams: each has its threads and computes graphs.
 
 use std::ffi::{c_char, c_int, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use ggml_backend_sys as sys;
 
-use super::buffer::{self, NAME, of_host};
+use super::buffer::{self, Buffer, NAME, of_host};
 use super::guarded_or;
 use super::tensor::Tensor;
 use crate::compute::experts::Experts;
@@ -192,11 +192,32 @@ fn pool(threads: usize) -> Pool {
     }
 }
 
+/// Whether products with a buffer's weights have activations rounded twice: as `MOQA_ACTIVATIONS` says, otherwise those
+/// of mixed models. Such files are made for the least loss, of which int8 activations are a fifth at four bits a weight.
+fn is_fine(buffer: &Buffer) -> bool {
+    static WANTED: OnceLock<Option<bool>> = OnceLock::new();
+    let wanted = WANTED.get_or_init(|| {
+        let wanted = std::env::var("MOQA_ACTIVATIONS");
+        match wanted.as_deref() {
+            Ok("fine") => Some(true),
+            Ok("int8") => Some(false),
+            Ok(other) => {
+                error!("MOQA_ACTIVATIONS is {other}: neither fine nor int8");
+                None
+            }
+            Err(_) => None,
+        }
+    });
+    wanted.unwrap_or_else(|| buffer.is_mixed())
+}
+
 /// A node whose tensors were looked up, before its results are claimed.
 struct Node<'a> {
     tensor: Tensor<'a>,
     weights: Tensor<'a>,
     experts: Arc<Experts>,
+    /// [`Product::fine`].
+    fine: bool,
     /// Weights that results are multiplied by: of a `MUL` that the host has written over them.
     weighting: Option<Tensor<'a>>,
 }
@@ -501,6 +522,7 @@ impl<'a> Node<'a> {
             tensor,
             weights,
             experts,
+            fine: is_fine(&buffer),
             weighting: None,
         })
     }
@@ -562,7 +584,8 @@ impl<'a> Node<'a> {
         } else {
             Product::dense(name, &self.experts, bytes, input, output)
         };
-        let product = product.map_err(|e| error(&e))?;
+        let mut product = product.map_err(|e| error(&e))?;
+        product.fine = self.fine;
         let Some(weights) = self.weighting else {
             return Ok(product);
         };

@@ -83,6 +83,7 @@ struct ThreadMemory {
     scratch: Scratch,
     values: Vec<f32>,
     up_values: Vec<f32>,
+    rest: Vec<f32>,
     gated: Vec<f32>,
     act_rows: Vec<u32>,
     out: Vec<f32>,
@@ -97,6 +98,39 @@ struct Quantized<'a> {
     rows: Vec<u32>,
     index: Vec<u32>,
     row_bytes: usize,
+    /// Whether each row is followed by one of what rounding took off it.
+    fine: bool,
+}
+
+impl Quantized<'_> {
+    /// Row `row` of `input` into its place.
+    fn quantize(
+        &self,
+        isa: Isa,
+        row: usize,
+        place: &mut [u8],
+        memory: &mut ThreadMemory,
+    ) -> Result<(), moqa_kernels::Error> {
+        let form = self.input.form();
+        let offset = row_offset(form, row);
+        let values = self.input.values(offset, form.ne[0], &mut memory.values);
+        let (first, second) = place.split_at_mut(self.row_bytes);
+        self.form.quantize_row(isa, values, first)?;
+        if self.fine {
+            self.form.remainder(values, first, &mut memory.rest)?;
+            self.form.quantize_row(isa, &memory.rest, second)?;
+        }
+        Ok(())
+    }
+
+    /// Rows in `bytes` for one of `input`.
+    fn each(&self) -> usize {
+        1 + usize::from(self.fine)
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows.len() * self.each() * self.row_bytes
+    }
 }
 
 /// Two products of a step whose results only a gated linear unit wants: they are not written, it is. They go with each
@@ -252,12 +286,13 @@ impl Computer {
         // Rows are handed to tasks as disjoint pieces of the buffers.
         let mut pieces = Vec::new();
         for (q, buffer) in quantized.iter().zip(buffers.iter_mut()) {
-            let bytes = q.rows.len() * q.row_bytes;
+            let bytes = q.bytes();
             if buffer.len() < bytes {
                 buffer.resize(bytes, 0);
             }
             let rows = q.rows.chunks(ACTIVATION_ROWS);
-            let places = buffer[..bytes].chunks_mut((ACTIVATION_ROWS * q.row_bytes).max(1));
+            let places =
+                buffer[..bytes].chunks_mut((ACTIVATION_ROWS * q.each() * q.row_bytes).max(1));
             pieces.extend(
                 rows.zip(places)
                     .map(|(rows, place)| Mutex::new((q, rows, place))),
@@ -269,14 +304,12 @@ impl Computer {
             .sum();
         let alone = values as u64 / QUANTIZED_PER_MICROSECOND < self.pool.worthwhile();
         self.pool.run(pieces.len(), alone, &|thread, tasks| {
-            let values = &mut lock(&memory[thread]).values;
+            let memory = &mut *lock(&memory[thread]);
             for task in tasks {
                 let (q, rows, place) = &mut *lock(&pieces[task]);
-                let form = q.input.form();
-                for (row, out) in rows.iter().zip(place.chunks_exact_mut(q.row_bytes)) {
-                    let offset = row_offset(form, *row as usize);
-                    let values = q.input.values(offset, form.ne[0], values);
-                    if let Err(error) = q.form.quantize_row(isa, values, out) {
+                let places = place.chunks_exact_mut(q.each() * q.row_bytes);
+                for (row, place) in rows.iter().zip(places) {
+                    if let Err(error) = q.quantize(isa, *row as usize, place, memory) {
                         fail("activations", error);
                     }
                 }
@@ -330,12 +363,10 @@ impl Step<'_> {
                 up_out,
                 ..
             } = memory;
-            let n = pairs.len() * n_rows;
-            let out = at_least(out, n);
-            self.multiply(task, task.source, range.clone(), act_rows, out, scratch)?;
+            let out = self.multiply(task, task.source, range.clone(), act_rows, out, scratch)?;
             if let Some((up, unit)) = task.up.zip(self.gated) {
-                let (up_out, gated) = (at_least(up_out, n), at_least(gated, n));
-                self.multiply(task, up, range, act_rows, up_out, scratch)?;
+                let up_out = self.multiply(task, up, range, act_rows, up_out, scratch)?;
+                let gated = at_least(gated, out.len());
                 unit.kind.apply(out, up_out, gated);
                 for (pair, values) in pairs.iter().zip(gated.chunks_exact(n_rows)) {
                     let offset = row_offset(unit.output.form(), pair.row as usize);
@@ -356,25 +387,36 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// The task's rows of weights times the pairs `pairs` of its expert, into `out` pair by pair.
-    fn multiply(
+    /// The task's rows of weights times the pairs `pairs` of its expert, pair by pair, in `out`.
+    fn multiply<'o>(
         &self,
         task: &Task,
         source: Source,
         pairs: Range<usize>,
         act_rows: &mut Vec<u32>,
-        out: &mut [f32],
+        out: &'o mut Vec<f32>,
         scratch: &mut Scratch,
-    ) -> Result<(), moqa_kernels::Error> {
+    ) -> Result<&'o mut [f32], moqa_kernels::Error> {
         let product = &self.products[source.product];
         let quantized = &self.quantized[source.quantized];
-        let acts = &self.buffers[source.quantized][..quantized.rows.len() * quantized.row_bytes];
+        let acts = &self.buffers[source.quantized][..quantized.bytes()];
         let weights = product.experts.weights(product.tensor, task.expert)?;
         let pairs = &product.of(task.expert)[pairs];
-        act_rows.clear();
-        act_rows.extend(pairs.iter().map(|p| quantized.index[p.input as usize]));
         let rows = task.first..task.end;
-        matmul(self.isa, &weights, rows, acts, act_rows, out, scratch)
+        let n = pairs.len() * rows.len();
+        let each = quantized.each() as u32;
+        act_rows.clear();
+        for part in 0..each {
+            let row = |pair: &product::Pair| quantized.index[pair.input as usize] * each + part;
+            act_rows.extend(pairs.iter().map(row));
+        }
+        let out = at_least(out, n * each as usize);
+        matmul(self.isa, &weights, rows, acts, act_rows, out, scratch)?;
+        let (first, second) = out.split_at_mut(n);
+        for (x, rest) in first.iter_mut().zip(second) {
+            *x += *rest;
+        }
+        Ok(first)
     }
 }
 
@@ -431,9 +473,10 @@ fn plan<'a>(
 /// Has the activations of an expert quantized; where they will be.
 fn quantize<'a>(quantized: &mut Vec<Quantized<'a>>, product: &Product<'a>, expert: usize) -> usize {
     let form = product.experts.ty(expert).activation();
+    let fine = product.fine && form != Activation::F32;
     let at = quantized
         .iter()
-        .position(|q| q.form == form && q.input.is_same(&product.input));
+        .position(|q| q.form == form && q.fine == fine && q.input.is_same(&product.input));
     let at = at.unwrap_or_else(|| {
         quantized.push(Quantized {
             input: product.input,
@@ -441,6 +484,7 @@ fn quantize<'a>(quantized: &mut Vec<Quantized<'a>>, product: &Product<'a>, exper
             rows: Vec::new(),
             index: vec![u32::MAX; product.input.form().n_rows()],
             row_bytes: form.row_bytes(product.experts.n_in()),
+            fine,
         });
         quantized.len() - 1
     });

@@ -42,6 +42,8 @@ pub struct Product<'a> {
     pub starts: Vec<usize>,
     /// What each row of results is multiplied by; empty for nothing.
     pub weights: Vec<f32>,
+    /// Whether activations are rounded to int8 twice, the second time what the first has taken off.
+    pub fine: bool,
 }
 
 impl<'a> Product<'a> {
@@ -180,6 +182,7 @@ impl<'a> Product<'a> {
             pairs,
             starts,
             weights: Vec::new(),
+            fine: false,
         })
     }
 

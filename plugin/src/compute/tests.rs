@@ -137,13 +137,17 @@ fn reference(experts: &Experts, bytes: &[u8], expert: usize, x: &[f32]) -> Vec<(
         .collect()
 }
 
-fn check(found: &[f32], expected: &[(f64, f64)]) {
+/// Largest errors of products, over the sum of their parts' sizes, with activations rounded to int8 once and twice.
+const ONCE: f64 = 0.01;
+const TWICE: f64 = 1e-4;
+
+fn check(found: &[f32], expected: &[(f64, f64)], precision: f64) {
     assert_eq!(found.len(), expected.len());
     for (i, (found, (sum, size))) in found.iter().zip(expected).enumerate() {
         // Activations have 8 bits: half a step of 1/127 of the largest, which is at most twice a usual one.
         let error = (f64::from(*found) - sum).abs();
         assert!(
-            error <= 0.01 * size + 1e-6,
+            error <= precision * size + 1e-6,
             "{i}: {found} for {sum} ± {size}"
         );
     }
@@ -160,6 +164,7 @@ struct Case {
     own: bool,
     /// Bytes between rows.
     gap: usize,
+    fine: bool,
 }
 
 fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
@@ -180,7 +185,7 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
     let mut output = vec![0x55; span(out_form)];
     // SAFETY: both vectors are as long as the forms say.
     unsafe {
-        let product = Product::by_ids(
+        let mut product = Product::by_ids(
             "test".into(),
             &experts,
             &bytes,
@@ -189,6 +194,7 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
             Output::new(output.as_mut_ptr(), out_form).unwrap(),
         )
         .unwrap();
+        product.fine = case.fine;
         let products = [product];
         let mut computer = Computer::new(Pool::new(threads));
         computer.step(&products, None).unwrap();
@@ -202,6 +208,7 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         check(
             found,
             &reference(&experts, &bytes, id as usize, &x[at..at + n_in]),
+            if case.fine { TWICE } else { ONCE },
         );
     }
     for row in output.chunks_exact(out_form.nb[1]) {
@@ -226,6 +233,7 @@ fn case(types: &[Type], n_in: u64, n_out: u64) -> Case {
         n_tokens: 5,
         own: false,
         gap: 0,
+        fine: false,
     }
 }
 
@@ -290,9 +298,42 @@ fn mixed_experts_each_in_their_type() {
 }
 
 #[test]
+fn activations_rounded_twice_are_finer() {
+    // Both more and fewer rows than kernels take at once, and tasks of more tokens than they get.
+    for n_tokens in [1, 2, 7, 40, 300] {
+        for own in [false, true] {
+            let types = [
+                Type::Q4_K,
+                Type::Q8_0,
+                Type::F16,
+                Type::Q6_K,
+                Type::Q4_0,
+                Type::F32,
+            ];
+            let fine = Case {
+                mixed: true,
+                fine: true,
+                own,
+                n_tokens,
+                gap: 4,
+                ..case(&types, 512, 70)
+            };
+            run(&fine, 2, 4);
+        }
+    }
+}
+
+#[test]
 fn results_do_not_depend_on_threads() {
+    for fine in [false, true] {
+        threads_agree(fine);
+    }
+}
+
+fn threads_agree(fine: bool) {
     let mixed = Case {
         mixed: true,
+        fine,
         n_tokens: 150,
         ..case(&[Type::Q4_K, Type::Q8_0, Type::F32], 256, 130)
     };
@@ -358,6 +399,7 @@ fn products_of_one_step_share_activations() {
             check(
                 found,
                 &reference(experts, bytes, ids[row] as usize, &x[at..at + 256]),
+                ONCE,
             );
         }
     }
@@ -402,6 +444,7 @@ fn dense_products_with_broadcast_matrices() {
             check(
                 found,
                 &reference(&experts, &bytes, expert, &x[row * 64..row * 64 + 64]),
+                ONCE,
             );
         }
     }
