@@ -14,7 +14,7 @@ use crate::activation::{BLOCK_BYTES, SUMS, VALUES};
 
 /// Steps of four codes in 256.
 pub(super) const STEPS: usize = 64;
-/// Steps that are added up in int16 where activations are small enough.
+/// Steps of the shortest run that is added up in int16 with a start of its own.
 pub(super) const RUN: usize = 4;
 
 /// What a kernel has to know of a type's codes; constants only.
@@ -51,7 +51,7 @@ pub(super) struct SuperPanel<const NR: usize> {
     pub signs: [[i32; NR]; STEPS],
     /// By sub-block and row: int32, or twice the int16.
     pub scale: [[i32; NR]; 16],
-    /// Where int16 sums of [`RUN`] steps begin, and those of their first half, so that activations moved up by 128 need
+    /// Where int16 sums of runs of steps begin, and those of their first half, so that activations moved up by 128 need
     /// no other correction.
     pub start: [[[i32; NR]; 2]; STEPS / RUN],
     /// By row, pairs of int16 as the activations pair their sums.
@@ -76,7 +76,7 @@ pub(crate) struct PanelActs {
     pub q: [i32; STEPS],
     /// Super types: pairs of int16 sums to multiply `min` with. Small types: the bits of the 8 scales.
     pub a: [i32; 8],
-    /// Super types: the bits of the scale, and the largest sum of magnitudes that meet in an int16 in [`RUN`] steps.
+    /// Super types: the bits of the scale, and the largest sum of magnitudes that meet in an int16 in a run.
     /// Small types: the bits of 8 times scale times sum.
     pub b: [i32; 8],
 }
@@ -266,18 +266,21 @@ impl<const NR: usize> SmallPanel<NR> {
     }
 }
 
-/// The largest sum of the magnitudes that meet in an int16 in [`RUN`] steps: of two of each four neighbours in
-/// sixteen values.
+/// The largest sum of the magnitudes that meet in an int16 in `run` steps, 4 or 8: of two of each four neighbours in
+/// sixteen or 32 values.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn loudness(block: &[u8; BLOCK_BYTES]) -> i32 {
+fn loudness(block: &[u8; BLOCK_BYTES], run: usize) -> i32 {
     let ones = _mm256_set1_epi8(1);
     let mut most = _mm256_setzero_si256();
     for j in 0..8 {
         let values = load(part(block, VALUES + 32 * j));
         let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), ones);
         let sums = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
-        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        let mut sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        if run > 4 {
+            sums = _mm256_add_epi16(sums, _mm256_permute2x128_si256::<0x01>(sums, sums));
+        }
         most = _mm256_max_epi16(most, sums);
     }
     // Each dword of a half holds the same two sums.
@@ -304,10 +307,10 @@ impl PanelActs {
         }
     }
 
-    /// For types with blocks of 256 of which `STEPS` share a scale.
+    /// For types with blocks of 256 of which `sub` share a scale, multiplied in runs of `run` steps.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn fill_super(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool, sub: usize) {
+    pub fn fill_super(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool, sub: usize, run: usize) {
         self.fill(block, move_up);
         let mut sums = load(part(block, SUMS));
         if sub != 16 {
@@ -316,10 +319,10 @@ impl PanelActs {
         }
         put(&mut self.a, 0, sums);
         self.b[0] = i32::from_ne_bytes(*part(block, 0));
-        self.b[1] = loudness(block);
+        self.b[1] = loudness(block, run);
     }
 
-    /// Whether sums of [`RUN`] steps fit int16 with codes of magnitudes up to `max`.
+    /// Whether sums of a run fit int16 with codes of magnitudes up to `max`.
     pub fn is_quiet(&self, max: i32) -> bool {
         self.b[1] * max <= i32::from(i16::MAX)
     }
