@@ -58,6 +58,8 @@ pub(super) struct SuperPanel<const NR: usize> {
     pub min: [[i32; NR]; 8],
     pub d: [f32; NR],
     pub dmin: [f32; NR],
+    /// For [`SuperPanel::fill`]: kept, as to clear it each time is a call.
+    rows: Rows,
 }
 
 /// 256 weights of `NR` rows of a type with float scales.
@@ -66,6 +68,8 @@ pub(super) struct SmallPanel<const NR: usize> {
     pub codes: [[i32; NR]; STEPS],
     pub d: [[f32; NR]; 8],
     pub m: [[f32; NR]; 8],
+    /// For [`SmallPanel::fill`], likewise.
+    rows: Rows,
 }
 
 /// 256 activations for a panel.
@@ -110,11 +114,8 @@ fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
 struct Rows([[[__m128i; 2]; 8]; 8]);
 
 impl Rows {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn new() -> Rows {
-        Rows([[[_mm_setzero_si128(); 2]; 8]; 8])
-    }
+    // SAFETY: of integers only, for which zeros are a value.
+    const ZERO: Rows = unsafe { std::mem::zeroed() };
 
     /// Codes `32 * j ..` of row `r`.
     #[inline]
@@ -158,6 +159,7 @@ impl<const NR: usize> SuperPanel<NR> {
         min: [[0; NR]; 8],
         d: [0.0; NR],
         dmin: [0.0; NR],
+        rows: Rows::ZERO,
     };
 
     /// Fill with block `b` of each of the rows; `wide` says that scales are to be int32.
@@ -166,7 +168,6 @@ impl<const NR: usize> SuperPanel<NR> {
     pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
         for half in 0..NR / 8 {
             let zero = _mm256_setzero_si256();
-            let mut codes = Rows::new();
             let mut scale = [zero; 8];
             let mut min = [zero; 8];
             for r in 0..8 {
@@ -184,14 +185,16 @@ impl<const NR: usize> SuperPanel<NR> {
                     }
                 }
                 for (j, q) in w.q.into_iter().enumerate() {
-                    codes.put(r, j, q);
+                    self.rows.put(r, j, q);
                 }
                 scale[r] = w.scale;
-                min[r] = w.min;
+                if S::HAS_MIN {
+                    min[r] = w.min;
+                }
                 self.d[8 * half + r] = w.d;
                 self.dmin[8 * half + r] = w.dmin;
             }
-            codes.transpose_into(&mut self.codes, half);
+            self.rows.transpose_into(&mut self.codes, half);
             // Dword k of a row's scales: sixteens 4k and 4k + 2, from the fourth on 4(k - 4) + 1 and 4(k - 4) + 3.
             let columns = transpose(scale);
             for (k, &x) in columns.iter().enumerate() {
@@ -232,14 +235,14 @@ impl<const NR: usize> SmallPanel<NR> {
         codes: [[0; NR]; STEPS],
         d: [[0.0; NR]; 8],
         m: [[0.0; NR]; 8],
+        rows: Rows::ZERO,
     };
 
-    /// Fill with the pieces `8 * b ..` of each of the rows, of which there are `n`.
+    /// Fill with the pieces `8 * b ..` of each of the rows, of which there are `n`; codes of others are anything.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn fill<M: SmallAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, n: usize) {
         for half in 0..NR / 8 {
-            let mut codes = Rows::new();
             for r in 0..8 {
                 let row = rows[8 * half + r];
                 for j in 0..n {
@@ -256,12 +259,12 @@ impl<const NR: usize> SmallPanel<NR> {
                         }
                         _ => q,
                     };
-                    codes.put(r, j, q);
+                    self.rows.put(r, j, q);
                     self.d[j][8 * half + r] = d;
                     self.m[j][8 * half + r] = m;
                 }
             }
-            codes.transpose_into(&mut self.codes, half);
+            self.rows.transpose_into(&mut self.codes, half);
         }
     }
 }

@@ -149,16 +149,31 @@ mod lanes {
         start: &mut [[[i32; NR]; 2]; STEPS / RUN],
     ) {
         let length = const { longest::<C>() };
-        let moved = _mm256_set1_epi8(-128);
-        for (start, codes) in start.iter_mut().zip(codes.chunks_exact(length)) {
-            let mut sum = zero();
-            for (k, codes) in codes.iter().enumerate() {
-                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, load(codes)));
-                if k + 1 == length / 2 {
-                    store(&mut start[1], sum);
-                }
+        // Codes that are added up before they are multiplied: as many as int8 holds.
+        let few = const {
+            let mut few = longest::<C>() / 2;
+            while few * C::MAX as usize > 127 {
+                few /= 2;
             }
-            store(&mut start[0], sum);
+            few
+        };
+        let moved = _mm256_set1_epi8(-128);
+        let sum = |codes: &[[i32; NR]]| {
+            let mut sum = zero();
+            for codes in codes.chunks_exact(few) {
+                let mut all = load(&codes[0]);
+                for codes in &codes[1..] {
+                    all = _mm256_add_epi8(all, load(codes));
+                }
+                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, all));
+            }
+            sum
+        };
+        for (start, codes) in start.iter_mut().zip(codes.chunks_exact(length)) {
+            let (first, second) = codes.split_at(length / 2);
+            let half = sum(first);
+            store(&mut start[0], _mm256_add_epi16(half, sum(second)));
+            store(&mut start[1], half);
         }
     }
 
