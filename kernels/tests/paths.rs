@@ -1,6 +1,6 @@
 //! Every path against the scalar one, on random and on hostile blocks, at every split.
 
-use moqa_kernels::{Isa, Scratch, Type, Weights, matmul};
+use moqa_kernels::{Isa, Scratch, Type, Weights, dequantize_row, matmul};
 
 struct Random(u64);
 
@@ -37,7 +37,7 @@ fn halves(ty: Type) -> &'static [usize] {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Fill {
     /// Random codes, scales about 0.01.
     Usual,
@@ -236,6 +236,36 @@ fn paths_agree() {
                         same(&case, &expected, &found, &what);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Activations as large as can be whose signs are those of a row of weights: no sums of products are larger.
+#[test]
+fn largest_sums() {
+    let mut random = Random(5);
+    let mut scratch = Scratch::new();
+    for &ty in Type::ALL {
+        let n_in = ty.block_elems().max(32) * 2;
+        for how in reduced(&[Fill::Usual, Fill::Ones], 1) {
+            let mut case = Case::new(ty, 9, n_in, 18, *how, &mut random);
+            let form = ty.activation();
+            let acts = case.acts.chunks_exact_mut(form.row_bytes(n_in));
+            for (i, act) in acts.enumerate() {
+                let mut values = vec![0f32; n_in];
+                let row = &case.data[case.offset + i / 2 * case.row_bytes..];
+                let row = &row[..ty.row_bytes(n_in).unwrap()];
+                dequantize_row(ty, row, &mut values).unwrap();
+                let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
+                values.iter_mut().for_each(|x| *x = sign * x.signum());
+                form.quantize_row(Isa::Scalar, &values, act).unwrap();
+            }
+            let all: Vec<u32> = (0..18).collect();
+            let expected = case.run(Isa::Scalar, 0..9, &all, &mut scratch);
+            for isa in Isa::available() {
+                let found = case.run(isa, 0..9, &all, &mut scratch);
+                same(&case, &expected, &found, &format!("{isa:?} {how:?}"));
             }
         }
     }

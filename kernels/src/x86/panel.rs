@@ -14,7 +14,7 @@ use crate::activation::{BLOCK_BYTES, SUMS, VALUES};
 
 /// Steps of four codes in 256.
 pub(super) const STEPS: usize = 64;
-/// Steps that are added up in int16 where activations are small enough.
+/// Steps of the shortest run that is added up in int16 with a start of its own.
 pub(super) const RUN: usize = 4;
 
 /// What a kernel has to know of a type's codes; constants only.
@@ -51,13 +51,15 @@ pub(super) struct SuperPanel<const NR: usize> {
     pub signs: [[i32; NR]; STEPS],
     /// By sub-block and row: int32, or twice the int16.
     pub scale: [[i32; NR]; 16],
-    /// Where int16 sums of [`RUN`] steps begin, and those of their first half, so that activations moved up by 128 need
+    /// Where int16 sums of runs of steps begin, and those of their first half, so that activations moved up by 128 need
     /// no other correction.
     pub start: [[[i32; NR]; 2]; STEPS / RUN],
     /// By row, pairs of int16 as the activations pair their sums.
     pub min: [[i32; NR]; 8],
     pub d: [f32; NR],
     pub dmin: [f32; NR],
+    /// For [`SuperPanel::fill`]: kept, as to clear it each time is a call.
+    rows: Rows,
 }
 
 /// 256 weights of `NR` rows of a type with float scales.
@@ -66,6 +68,8 @@ pub(super) struct SmallPanel<const NR: usize> {
     pub codes: [[i32; NR]; STEPS],
     pub d: [[f32; NR]; 8],
     pub m: [[f32; NR]; 8],
+    /// For [`SmallPanel::fill`], likewise.
+    rows: Rows,
 }
 
 /// 256 activations for a panel.
@@ -76,7 +80,7 @@ pub(crate) struct PanelActs {
     pub q: [i32; STEPS],
     /// Super types: pairs of int16 sums to multiply `min` with. Small types: the bits of the 8 scales.
     pub a: [i32; 8],
-    /// Super types: the bits of the scale, and the largest sum of magnitudes that meet in an int16 in [`RUN`] steps.
+    /// Super types: the bits of the scale, and the largest sum of magnitudes that meet in an int16 in a run.
     /// Small types: the bits of 8 times scale times sum.
     pub b: [i32; 8],
 }
@@ -110,11 +114,8 @@ fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
 struct Rows([[[__m128i; 2]; 8]; 8]);
 
 impl Rows {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn new() -> Rows {
-        Rows([[[_mm_setzero_si128(); 2]; 8]; 8])
-    }
+    // SAFETY: of integers only, for which zeros are a value.
+    const ZERO: Rows = unsafe { std::mem::zeroed() };
 
     /// Codes `32 * j ..` of row `r`.
     #[inline]
@@ -158,6 +159,7 @@ impl<const NR: usize> SuperPanel<NR> {
         min: [[0; NR]; 8],
         d: [0.0; NR],
         dmin: [0.0; NR],
+        rows: Rows::ZERO,
     };
 
     /// Fill with block `b` of each of the rows; `wide` says that scales are to be int32.
@@ -166,7 +168,6 @@ impl<const NR: usize> SuperPanel<NR> {
     pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
         for half in 0..NR / 8 {
             let zero = _mm256_setzero_si256();
-            let mut codes = Rows::new();
             let mut scale = [zero; 8];
             let mut min = [zero; 8];
             for r in 0..8 {
@@ -184,14 +185,16 @@ impl<const NR: usize> SuperPanel<NR> {
                     }
                 }
                 for (j, q) in w.q.into_iter().enumerate() {
-                    codes.put(r, j, q);
+                    self.rows.put(r, j, q);
                 }
                 scale[r] = w.scale;
-                min[r] = w.min;
+                if S::HAS_MIN {
+                    min[r] = w.min;
+                }
                 self.d[8 * half + r] = w.d;
                 self.dmin[8 * half + r] = w.dmin;
             }
-            codes.transpose_into(&mut self.codes, half);
+            self.rows.transpose_into(&mut self.codes, half);
             // Dword k of a row's scales: sixteens 4k and 4k + 2, from the fourth on 4(k - 4) + 1 and 4(k - 4) + 3.
             let columns = transpose(scale);
             for (k, &x) in columns.iter().enumerate() {
@@ -232,14 +235,14 @@ impl<const NR: usize> SmallPanel<NR> {
         codes: [[0; NR]; STEPS],
         d: [[0.0; NR]; 8],
         m: [[0.0; NR]; 8],
+        rows: Rows::ZERO,
     };
 
-    /// Fill with the pieces `8 * b ..` of each of the rows, of which there are `n`.
+    /// Fill with the pieces `8 * b ..` of each of the rows, of which there are `n`; codes of others are anything.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn fill<M: SmallAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, n: usize) {
         for half in 0..NR / 8 {
-            let mut codes = Rows::new();
             for r in 0..8 {
                 let row = rows[8 * half + r];
                 for j in 0..n {
@@ -256,28 +259,31 @@ impl<const NR: usize> SmallPanel<NR> {
                         }
                         _ => q,
                     };
-                    codes.put(r, j, q);
+                    self.rows.put(r, j, q);
                     self.d[j][8 * half + r] = d;
                     self.m[j][8 * half + r] = m;
                 }
             }
-            codes.transpose_into(&mut self.codes, half);
+            self.rows.transpose_into(&mut self.codes, half);
         }
     }
 }
 
-/// The largest sum of the magnitudes that meet in an int16 in [`RUN`] steps: of two of each four neighbours in
-/// sixteen values.
+/// The largest sum of the magnitudes that meet in an int16 in `run` steps, 4 or 8: of two of each four neighbours in
+/// sixteen or 32 values.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn loudness(block: &[u8; BLOCK_BYTES]) -> i32 {
+fn loudness(block: &[u8; BLOCK_BYTES], run: usize) -> i32 {
     let ones = _mm256_set1_epi8(1);
     let mut most = _mm256_setzero_si256();
     for j in 0..8 {
         let values = load(part(block, VALUES + 32 * j));
         let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(values), ones);
         let sums = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
-        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        let mut sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        if run > 4 {
+            sums = _mm256_add_epi16(sums, _mm256_permute2x128_si256::<0x01>(sums, sums));
+        }
         most = _mm256_max_epi16(most, sums);
     }
     // Each dword of a half holds the same two sums.
@@ -304,10 +310,10 @@ impl PanelActs {
         }
     }
 
-    /// For types with blocks of 256 of which `STEPS` share a scale.
+    /// For types with blocks of 256 of which `sub` share a scale, multiplied in runs of `run` steps.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn fill_super(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool, sub: usize) {
+    pub fn fill_super(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool, sub: usize, run: usize) {
         self.fill(block, move_up);
         let mut sums = load(part(block, SUMS));
         if sub != 16 {
@@ -316,10 +322,10 @@ impl PanelActs {
         }
         put(&mut self.a, 0, sums);
         self.b[0] = i32::from_ne_bytes(*part(block, 0));
-        self.b[1] = loudness(block);
+        self.b[1] = loudness(block, run);
     }
 
-    /// Whether sums of [`RUN`] steps fit int16 with codes of magnitudes up to `max`.
+    /// Whether sums of a run fit int16 with codes of magnitudes up to `max`.
     pub fn is_quiet(&self, max: i32) -> bool {
         self.b[1] * max <= i32::from(i16::MAX)
     }

@@ -576,9 +576,22 @@ impl Entries {
     }
 }
 
+/// [`tables::IQ3_XXS`], all of whose codes are even, halved: twice as many products fit sums of int16. Scales make up for
+/// it.
+static IQ3_XXS_HALVES: [u32; 256] = {
+    let mut halves = tables::IQ3_XXS;
+    let mut i = 0;
+    while i < 256 {
+        assert!(halves[i] & 0x0101_0101 == 0);
+        halves[i] >>= 1;
+        i += 1;
+    }
+    halves
+};
+
 impl SuperAvx2 for b::Iq3Xxs {
     const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 62;
+    const MAX: i32 = 31;
     const SUB: usize = 32;
 
     #[inline]
@@ -589,17 +602,18 @@ impl SuperAvx2 for b::Iq3Xxs {
         for i in 0..8 {
             let n = opaque8(part(block, 2 + 8 * i));
             for k in 0..8 {
-                entries.0[8 * i + k] = tables::IQ3_XXS[(n >> (8 * k)) as usize & 255];
+                entries.0[8 * i + k] = IQ3_XXS_HALVES[(n >> (8 * k)) as usize & 255];
             }
         }
         let words = load(part(block, 66));
         let signs = even_parity(sevens(words));
         let sign = spread_signs(signs);
         let q = entries.vectors();
+        let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
         with_signs(
             q,
             sign,
-            odd(narrow(_mm256_srli_epi32::<28>(words))),
+            _mm256_add_epi16(scale, scale),
             half(block, 0) * 0.25,
         )
     }

@@ -114,27 +114,66 @@ mod lanes {
         }
     }
 
+    /// Steps whose true sums fit int16 whatever the activations: pairs of at most 127 times MAX.
+    const fn fitting<C: Codes>() -> usize {
+        let most = 32767 / (2 * 127 * C::MAX as usize);
+        let mut run = C::STEPS;
+        while run > most {
+            run /= 2;
+        }
+        run
+    }
+
+    /// Steps of a run of sums that wrap around, if activations are quiet; half as many of which fit in any case.
+    pub const fn longest<C: Codes>() -> usize {
+        let twice = 2 * fitting::<C>();
+        if twice < C::STEPS { twice } else { C::STEPS }
+    }
+
+    /// Whether the sums of [`longest`] runs fit whatever the activations.
+    pub const fn sure<C: Codes>() -> bool {
+        longest::<C>() == fitting::<C>()
+    }
+
     /// Whether int16 sums may wrap around. Those of activations moved up by 128 then begin at what is to be taken off, and
     /// come back, because the true sums fit: of half a run always, of a run where activations are quiet. That costs an
-    /// addition a run, so that two products at a time are as good without.
+    /// addition a run, so that four products at a time are as good without.
     pub const fn wraps<C: Codes>() -> bool {
-        let half = RUN as i32 / 2 * 2 * 127 * C::MAX;
-        moved::<C>() && run::<C>() == 1 && C::STEPS.is_multiple_of(RUN) && half <= 32767
+        moved::<C>() && run::<C>() <= 2 && longest::<C>() >= RUN
     }
 
     /// What wrapping sums begin at: -128 times the codes of a run, and those of its first half.
     #[target_feature(enable = "avx2")]
-    pub fn fill_start(codes: &[[i32; NR]; STEPS], start: &mut [[[i32; NR]; 2]; STEPS / RUN]) {
-        let moved = _mm256_set1_epi8(-128);
-        for (start, codes) in start.iter_mut().zip(codes.as_chunks::<RUN>().0) {
-            let mut sum = zero();
-            for (k, codes) in codes.iter().enumerate() {
-                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, load(codes)));
-                if k + 1 == RUN / 2 {
-                    store(&mut start[1], sum);
-                }
+    pub fn fill_start<C: Codes>(
+        codes: &[[i32; NR]; STEPS],
+        start: &mut [[[i32; NR]; 2]; STEPS / RUN],
+    ) {
+        let length = const { longest::<C>() };
+        // Codes that are added up before they are multiplied: as many as int8 holds.
+        let few = const {
+            let mut few = longest::<C>() / 2;
+            while few * C::MAX as usize > 127 {
+                few /= 2;
             }
-            store(&mut start[0], sum);
+            few
+        };
+        let moved = _mm256_set1_epi8(-128);
+        let sum = |codes: &[[i32; NR]]| {
+            let mut sum = zero();
+            for codes in codes.chunks_exact(few) {
+                let mut all = load(&codes[0]);
+                for codes in &codes[1..] {
+                    all = _mm256_add_epi8(all, load(codes));
+                }
+                sum = _mm256_sub_epi16(sum, _mm256_maddubs_epi16(moved, all));
+            }
+            sum
+        };
+        for (start, codes) in start.iter_mut().zip(codes.chunks_exact(length)) {
+            let (first, second) = codes.split_at(length / 2);
+            let half = sum(first);
+            store(&mut start[0], _mm256_add_epi16(half, sum(second)));
+            store(&mut start[1], half);
         }
     }
 
@@ -149,10 +188,11 @@ mod lanes {
         scale: Int,
         dots: &mut [Int; T],
     ) {
-        let length = if QUIET { RUN } else { RUN / 2 };
+        let longest = const { longest::<C>() };
+        let length = if QUIET { longest } else { longest / 2 };
         for first in (at..at + C::STEPS).step_by(length) {
-            let [whole, half] = &start[first / RUN];
-            let start = match first % RUN {
+            let [whole, half] = &start[first / longest];
+            let start = match first % longest {
                 0 if QUIET => load(whole),
                 0 => load(half),
                 _ => _mm256_sub_epi16(load(whole), load(half)),

@@ -67,6 +67,7 @@ macro_rules! drivers {
         #[target_feature(enable = $features)]
         pub(crate) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32], buffers: &mut Buffers) {
             let moved = $lanes::moved::<SuperCodes<S>>();
+            let longest = $lanes::longest::<SuperCodes<S>>();
             let n_blocks = job.weights.n_in() / 256;
             let mut panel = SuperPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
@@ -77,7 +78,7 @@ macro_rules! drivers {
                 for i in 0..n {
                     let row = job.activation(t + i);
                     for b in 0..n_blocks {
-                        buffers.acts[b * n + i].fill_super(part(row, b * BLOCK_BYTES), moved, S::SUB);
+                        buffers.acts[b * n + i].fill_super(part(row, b * BLOCK_BYTES), moved, S::SUB, longest);
                     }
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
@@ -91,7 +92,7 @@ macro_rules! drivers {
                             $lanes::take_apart(&mut panel.codes, &mut panel.signs);
                         }
                         if const { $lanes::wraps::<SuperCodes<S>>() } {
-                            $lanes::fill_start(&panel.codes, &mut panel.start);
+                            $lanes::fill_start::<SuperCodes<S>>(&panel.codes, &mut panel.start);
                         }
                         let acts = &buffers.acts[b * n..][..n];
                         super_block::<S>(&panel, acts, &mut sums[..n], moved);
@@ -111,6 +112,7 @@ macro_rules! drivers {
         ) {
             let max = <SuperCodes<S> as Codes>::MAX;
             let wraps = const { $lanes::wraps::<SuperCodes<S>>() };
+            let sure = const { $lanes::sure::<SuperCodes<S>>() };
             let apart = const { $lanes::apart::<SuperCodes<S>>() };
             let mut start = $lanes::zero();
             if moved && !wraps || apart {
@@ -123,7 +125,7 @@ macro_rules! drivers {
                 while acts.len() - at >= $n {
                     let tile: &[PanelActs; $n] = acts[at..at + $n].try_into().expect("this many");
                     let sums = (&mut sums[at..at + $n]).try_into().expect("this many");
-                    if wraps && tile.iter().all(|a| a.is_quiet(max)) {
+                    if wraps && (sure || tile.iter().all(|a| a.is_quiet(max))) {
                         super_tile::<S, $n, true>(panel, tile, sums, start);
                     } else {
                         super_tile::<S, $n, false>(panel, tile, sums, start);
@@ -300,7 +302,18 @@ macro_rules! only_multiply {
         }
 
         /// Not called, as [`wraps`] says.
-        pub fn fill_start(_: &[[i32; NR]; STEPS], _: &mut [[[i32; NR]; 2]; STEPS / RUN]) {}
+        pub fn fill_start<C: Codes>(_: &[[i32; NR]; STEPS], _: &mut [[[i32; NR]; 2]; STEPS / RUN]) {
+        }
+
+        /// Nothing asks, as [`wraps`] says.
+        pub const fn longest<C: Codes>() -> usize {
+            RUN
+        }
+
+        /// Nothing asks, as [`wraps`] says.
+        pub const fn sure<C: Codes>() -> bool {
+            false
+        }
 
         /// As [`multiply`].
         #[inline]
