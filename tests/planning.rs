@@ -209,7 +209,14 @@ fn with_inputs(f: impl FnOnce(&PlanInputs<'_>)) {
 fn plans_within_its_time(scenario: &Scenario, granularity: Granularity) {
     with_inputs(|inputs| {
         let before = cpu_seconds();
-        let plan = plan_for(inputs, Budget::BitsPerWeight(3.4), scenario, granularity).unwrap();
+        let plan = plan_for(
+            inputs,
+            Budget::BitsPerWeight(3.4),
+            scenario,
+            granularity,
+            None,
+        )
+        .unwrap();
         // Processor time, because others may use this machine.
         let took = cpu_seconds() - before;
         println!(

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::error::ErrorTable;
-use super::stats::Analysis;
+use super::stats::{Analysis, Sample};
 
 /// A stage of the analysis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -102,6 +102,7 @@ impl Stages {
                 probe.by_domain.clear();
             }
             a.domain_levels.clear();
+            a.checks = Sample::default();
         }
         if !self.has(Stage::Mapping) {
             a.weights = BTreeMap::new();

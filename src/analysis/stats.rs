@@ -378,6 +378,8 @@ pub struct Analysis {
     pub independent: bool,
     /// Part of the calibration text, for what can only be measured on a quantized model.
     pub sample: Sample,
+    /// Chunks of every domain, about as many of each, to measure plans on; empty when the text has no domains.
+    pub checks: Sample,
 }
 
 /// Chunks of calibration text as tokens.
@@ -385,6 +387,8 @@ pub struct Analysis {
 pub struct Sample {
     /// Token ids, chunk by chunk.
     pub chunks: Vec<Vec<i32>>,
+    /// The domain of each chunk, numbered as in [`Analysis::domains`]; empty when nobody asked.
+    pub domains: Vec<usize>,
 }
 
 impl Sample {
@@ -507,6 +511,9 @@ impl Analysis {
                 probe.kld = each.iter().zip(weights).map(|(k, w)| k * w / total).sum();
             }
         }
+        // What they do together grows as what each does, or how far they add up would seem to differ.
+        let level: f64 = levels.iter().zip(weights).map(|(l, w)| l * w / total).sum();
+        mixed.joint.iter_mut().for_each(|group| group.kld *= level);
         mixed
     }
 
@@ -590,6 +597,18 @@ impl Analysis {
             self.probe_tokens.clone_from(&other.probe_tokens);
             self.domain_levels.clone_from(&other.domain_levels);
             self.joint.clone_from(&other.joint);
+        }
+        if self.checks.chunks.is_empty() {
+            self.checks.clone_from(&other.checks);
+            let number = |d: &usize| {
+                let name = other.domains.get(*d).map(|d| &d.name);
+                self.domains.iter().position(|d| Some(&d.name) == name)
+            };
+            let numbers: Option<Vec<usize>> = other.checks.domains.iter().map(number).collect();
+            match numbers {
+                Some(numbers) => self.checks.domains = numbers,
+                None => self.checks = Sample::default(),
+            }
         }
         self.independent |= other.independent;
         self.sample.chunks.extend_from_slice(&other.sample.chunks);

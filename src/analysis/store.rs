@@ -17,7 +17,7 @@ use super::distribution::{Distributions, MatrixDistribution};
 use super::error::{ErrorTable, TensorErrors};
 use super::imatrix;
 use super::sensitivity::{JointProbe, Probe};
-use super::stats::{Analysis, Coactivation, Domain, RouterStats};
+use super::stats::{Analysis, Coactivation, Domain, RouterStats, Sample};
 use crate::gguf::{
     Array, DEFAULT_VERSION, GStringArray, GgmlType, Gguf, GgufLayout, GgufWriter, Metadata, Shape,
     TensorSpec, Value,
@@ -50,8 +50,9 @@ const KEY_INDEPENDENT: &str = "moqa.independent";
 const TOGETHER: &str = "together";
 /// Scalar products of the outputs of each pair of experts, [n_expert, n_expert].
 const OUTPUTS: &str = "outputs";
-/// The sample of the text: tokens of all chunks, and the chunks' lengths.
+/// Samples of the text: tokens of all chunks, the chunks' lengths, and their domains if they are known.
 const SAMPLE: &str = "moqa.sample";
+const CHECKS: &str = "moqa.checks";
 /// Labels of the domains; their routers are under `moqa.domain.N`.
 const KEY_DOMAINS: &str = "moqa.domains";
 /// Relative output errors.
@@ -163,16 +164,10 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
         meta.set(KEY_INDEPENDENT, true);
     }
     set_errors(&mut meta, &analysis.errors);
-    let sample = &analysis.sample.chunks;
-    meta.set(
-        format!("{SAMPLE}.tokens"),
-        Value::Array(Array::I32(sample.concat())),
-    );
-    let lengths = sample.iter().map(|c| c.len() as u64).collect();
-    meta.set(
-        format!("{SAMPLE}.lengths"),
-        Value::Array(Array::U64(lengths)),
-    );
+    set_sample(&mut meta, SAMPLE, &analysis.sample);
+    if !analysis.checks.chunks.is_empty() {
+        set_sample(&mut meta, CHECKS, &analysis.checks);
+    }
     if !analysis.distributions.is_empty() {
         set_distributions(&mut meta, &analysis.distributions);
     }
@@ -403,6 +398,59 @@ fn set_measurements<'a>(
     );
     meta.set(format!("{prefix}.type"), Value::Array(Array::Str(types)));
     meta.set(format!("{prefix}.value"), Value::Array(Array::F64(values)));
+}
+
+fn set_sample(meta: &mut Metadata, prefix: &str, sample: &Sample) {
+    let numbers = |values: &mut dyn Iterator<Item = usize>| {
+        Value::Array(Array::U64(values.map(|n| n as u64).collect()))
+    };
+    let tokens = Array::I32(sample.chunks.concat());
+    meta.set(format!("{prefix}.tokens"), Value::Array(tokens));
+    let lengths = numbers(&mut sample.chunks.iter().map(Vec::len));
+    meta.set(format!("{prefix}.lengths"), lengths);
+    if !sample.domains.is_empty() {
+        let domains = numbers(&mut sample.domains.iter().copied());
+        meta.set(format!("{prefix}.domains"), domains);
+    }
+}
+
+/// Reads what [`set_sample`] wrote; nothing where there is none, as in files of earlier versions.
+fn sample(meta: &Metadata, prefix: &str, n_domains: usize) -> Result<Sample> {
+    let key = |what: &str| format!("{prefix}.{what}");
+    let wrong = |what: &str| {
+        let key = key(what);
+        format!("key {key} is missing or contradicts the others")
+    };
+    let mut sample = Sample::default();
+    if meta.get(&key("tokens")).is_none() && meta.get(&key("lengths")).is_none() {
+        return Ok(sample);
+    }
+    let Some(Array::I32(tokens)) = meta.get_array(&key("tokens")) else {
+        bail!(wrong("tokens"))
+    };
+    let Some(Array::U64(lengths)) = meta.get_array(&key("lengths")) else {
+        bail!(wrong("lengths"))
+    };
+    let mut rest = tokens.as_slice();
+    for n in lengths {
+        let chunk = usize::try_from(*n)
+            .ok()
+            .filter(|n| *n > 0 && *n <= rest.len())
+            .with_context(|| wrong("lengths"))?;
+        let (own, after) = rest.split_at(chunk);
+        sample.chunks.push(own.to_vec());
+        rest = after;
+    }
+    match meta.get_array(&key("domains")) {
+        Some(Array::U64(domains)) if domains.len() == sample.chunks.len() => {
+            let known = |d: &u64| usize::try_from(*d).ok().filter(|d| *d < n_domains);
+            let domains: Option<Vec<usize>> = domains.iter().map(known).collect();
+            sample.domains = domains.with_context(|| wrong("domains"))?;
+        }
+        None if meta.get(&key("domains")).is_none() => {}
+        _ => bail!(wrong("domains")),
+    }
+    Ok(sample)
 }
 
 fn domain_prefix(i: usize) -> String {
@@ -816,25 +864,8 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         }
     }
     // Absent from files of earlier versions.
-    let (tokens_key, lengths_key) = (format!("{SAMPLE}.tokens"), format!("{SAMPLE}.lengths"));
-    if meta.get(&tokens_key).is_some() || meta.get(&lengths_key).is_some() {
-        let Some(Array::I32(tokens)) = meta.get_array(&tokens_key) else {
-            bail!(wrong(&tokens_key))
-        };
-        let Some(Array::U64(lengths)) = meta.get_array(&lengths_key) else {
-            bail!(wrong(&lengths_key))
-        };
-        let mut rest = tokens.as_slice();
-        for n in lengths {
-            let chunk = usize::try_from(*n)
-                .ok()
-                .filter(|n| *n > 0 && *n <= rest.len())
-                .with_context(|| wrong(&format!("{SAMPLE}.lengths")))?;
-            let (own, after) = rest.split_at(chunk);
-            analysis.sample.chunks.push(own.to_vec());
-            rest = after;
-        }
-    }
+    analysis.sample = sample(meta, SAMPLE, 0).context(ADVICE)?;
+    analysis.checks = sample(meta, CHECKS, analysis.domains.len()).context(ADVICE)?;
 
     let expected: usize = analysis
         .weights
@@ -882,10 +913,23 @@ mod tests {
             independent: true,
             probe_tokens: vec![512.0, 1024.0],
             domain_levels: vec![0.5, 2.0],
+            checks: Sample {
+                chunks: vec![vec![3, 1], vec![4], vec![1, 5, 9]],
+                domains: vec![0, 0, 1],
+            },
             ..Analysis::default()
         };
         save(&path, &analysis).unwrap();
         assert_eq!(load(&path).unwrap(), analysis);
+        for domains in [vec![0, 1], vec![0, 0, 2]] {
+            let mut meta = Gguf::open(&path).unwrap().metadata;
+            meta.set(
+                format!("{CHECKS}.domains"),
+                Value::Array(Array::U64(domains)),
+            );
+            let message = sample(&meta, CHECKS, 2).unwrap_err().to_string();
+            assert!(message.contains("moqa.checks.domains"), "{message}");
+        }
 
         let damaged = |what: &str, array: Array| {
             let mut meta = Gguf::open(&path).unwrap().metadata;

@@ -110,7 +110,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
         let mut row: Vec<Vec<f64>> = Vec::new();
         for (off, analysis) in &mut variants {
             let name = off.map_or("all stages".to_owned(), |s| format!("without {s}"));
-            let plan = steps::plan(&source, analysis, &budget, &strategy, global)?;
+            let plan = steps::plan(&source, analysis, &budget, &strategy, &args.data, global)?;
             let importance = Importance::new(analysis, Unreached::default());
             let report = {
                 let _exchanged = refit::refit_in_place(

@@ -129,13 +129,27 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
             size: None,
             like: Some(preset),
         };
-        let plan = steps::plan(&source, &mut analysis, &budget, &args.strategy, global)?;
+        let plan = steps::plan(
+            &source,
+            &mut analysis,
+            &budget,
+            &args.strategy,
+            &args.data,
+            global,
+        )?;
         if plan.expert_types().is_empty() {
             points.push(bench.plan(preset, &plan, &analysis, PointKind::Moqa, &chunks)?);
         }
         if args.per_expert {
             let strategy = args.strategy.clone().per_expert();
-            let plan = steps::plan(&source, &mut analysis, &budget, &strategy, global)?;
+            let plan = steps::plan(
+                &source,
+                &mut analysis,
+                &budget,
+                &strategy,
+                &args.data,
+                global,
+            )?;
             points.push(bench.plan(preset, &plan, &analysis, PointKind::MoqaPerExpert, &chunks)?);
         }
         last_plan = Some(plan);

@@ -183,6 +183,9 @@ struct StrategyArgs {
     /// Weight of a domain in the workload strategy, LABEL=SHARE; what is missing to 1 goes to the others
     #[arg(long, value_name = "LABEL=SHARE", value_parser = parse_weight)]
     weight: Vec<(String, f64)>,
+    /// Choose workload and robust plans by what is expected of them, without measuring some on the model
+    #[arg(long)]
+    no_measure: bool,
     /// Types to choose from
     #[arg(long, value_delimiter = ',', value_name = "TYPES")]
     types: Vec<GgmlType>,

@@ -56,7 +56,14 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
     }
     let mut analysis = steps::analysis(&source, &args.data, true, global)?;
     steps::report_unreached(&analysis, global);
-    let plan = steps::plan(&source, &mut analysis, &args.budget, &args.strategy, global)?;
+    let plan = steps::plan(
+        &source,
+        &mut analysis,
+        &args.budget,
+        &args.strategy,
+        &args.data,
+        global,
+    )?;
     if !args.dry_run {
         if let Some(path) = &args.output {
             write_file(path, plan.to_toml().as_bytes())?;

@@ -102,7 +102,14 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
             }
             plan
         }
-        None => steps::plan(&source, &mut analysis, &args.budget, &args.strategy, global)?,
+        None => steps::plan(
+            &source,
+            &mut analysis,
+            &args.budget,
+            &args.strategy,
+            &args.data,
+            global,
+        )?,
     };
     if let Some(path) = &args.save_plan {
         write_file(path, plan.to_toml().as_bytes())?;

@@ -16,9 +16,9 @@ use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Plan, PlanInputs, plan_bytes, plan_for};
+use crate::plan::{Candidates, Fares, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
 use crate::progress::Progress;
-use crate::refit::{self, RefitOptions};
+use crate::refit::{self, MeasuredFares, RefitOptions};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -228,6 +228,9 @@ fn collect(
     let longest = chunks.by_domain.iter().flatten().map(Vec::len).max();
     let n = SAMPLE_TOKENS / longest.unwrap_or(1).max(1);
     all.sample.chunks = chunks.sample(n.max(1)).0;
+    if chunks.labels.len() > 1 {
+        (all.checks.chunks, all.checks.domains) = chunks.even_sample(LEVEL_TOKENS);
+    }
     all.origin.architecture.clone_from(&source.view.arch);
     all.origin.model_digest.clone_from(&source.digest);
     all.origin.datasets.clone_from(&corpus.names);
@@ -378,7 +381,7 @@ fn levels(each: &[f64], tokens: &[f64]) -> Vec<f64> {
     each.iter().map(|k| k / mean).collect()
 }
 
-/// Tokens at most on which the effect in each domain is measured, and the part of the effort that it may take.
+/// Tokens at most on which effects and plans are measured in each domain, and the part of the effort that it may take.
 const LEVEL_TOKENS: usize = 65536;
 const LEVEL_EFFORT: f64 = 0.25;
 /// It is measured in the probes' type nearest to this size.
@@ -533,6 +536,7 @@ pub(super) fn plan(
     analysis: &mut Analysis,
     budget: &BudgetArgs,
     strategy: &StrategyArgs,
+    data: &DataArgs,
     global: &Global,
 ) -> Result<Plan> {
     let progress = global.progress();
@@ -555,15 +559,42 @@ pub(super) fn plan(
         records: &records(source, &blank, &analysis_digest),
         within: None,
     };
-    let mut plan = plan_for(
-        &inputs,
-        resolved,
-        &strategy.scenario()?,
-        strategy.granularity()?,
-    )?;
+    let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
+    let model;
+    let measured_on = MeasuredFares::options(analysis, global.n_threads());
+    let mut measured = None;
+    if !strategy.no_measure
+        && scenario != Scenario::Balanced
+        && !analysis.checks.domains.is_empty()
+        && analysis.origin.model_digest == source.digest
+    {
+        progress.note("plans are measured on the model (--no-measure goes by what is expected)");
+        model = load(&source.gguf, &ModelOptions::default())?;
+        measured = Some(MeasuredFares::new(
+            &model,
+            &source.gguf,
+            &importance,
+            analysis,
+            &measured_on,
+            refit_options(data, global),
+            progress,
+        )?);
+    }
+    let fares = measured.as_mut().map(|m| m as &mut dyn Fares);
+    let mut plan = plan_for(&inputs, resolved, &scenario, granularity, fares)?;
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)
+}
+
+/// What is fitted to a plan.
+fn refit_options(args: &DataArgs, global: &Global) -> RefitOptions {
+    let stages = args.stages();
+    RefitOptions {
+        scales: !args.no_refit && stages.has(Stage::Mapping),
+        routers: !args.no_refit && stages.has(Stage::Correlation),
+        n_threads: global.n_threads(),
+    }
 }
 
 /// Fits scales and routers to what a plan makes of the model, on the sample that the analysis holds; nothing where it
@@ -576,14 +607,8 @@ pub(super) fn refit(
     args: &DataArgs,
     global: &Global,
 ) -> Result<Refit> {
-    let stages = args.stages();
-    let options = RefitOptions {
-        scales: stages.has(Stage::Mapping),
-        routers: stages.has(Stage::Correlation),
-        n_threads: global.n_threads(),
-    };
-    if args.no_refit
-        || !source.view.is_moe()
+    let options = refit_options(args, global);
+    if !source.view.is_moe()
         || analysis.sample.chunks.is_empty()
         || analysis.origin.model_digest != source.digest
         || !(options.scales || options.routers)

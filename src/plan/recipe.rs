@@ -130,6 +130,11 @@ impl Plan {
         mixed.map(|t| (t.name.clone(), t.experts.clone())).collect()
     }
 
+    /// Whether another plan chooses the same types.
+    pub fn chooses_as(&self, other: &Plan) -> bool {
+        self.types() == other.types() && self.expert_types() == other.expert_types()
+    }
+
     /// Relative distance of the objective from the bound.
     pub fn gap(&self) -> f64 {
         if self.objective > 0.0 {

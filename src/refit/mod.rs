@@ -10,7 +10,9 @@
 //! such a tie counting most.
 
 mod exchange;
+mod judge;
 mod measure;
 mod router;
 
+pub use judge::MeasuredFares;
 pub use measure::{RefitOptions, refit_in_place};

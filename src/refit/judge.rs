@@ -1,0 +1,82 @@
+//! What plans do in each domain, measured on the model.
+
+use anyhow::{Result, ensure};
+
+use super::measure::{RefitOptions, refit_in_place};
+use crate::analysis::{Analysis, Importance, Sensitivity, SensitivityOptions};
+use crate::gguf::Gguf;
+use crate::plan::{Fares, Plan};
+use crate::progress::Progress;
+use crate::runtime::Model;
+
+/// Tokens of each reference distribution that are compared one by one.
+const KEPT: usize = 256;
+
+/// Puts a plan into a loaded model, refit included, and measures the divergence of each domain's text.
+pub struct MeasuredFares<'m, 'a> {
+    model: &'m Model,
+    source: &'a Gguf,
+    importance: &'a Importance,
+    analysis: &'a Analysis,
+    options: RefitOptions,
+    progress: Progress,
+    bench: Sensitivity<'m, 'a>,
+}
+
+impl<'m, 'a> MeasuredFares<'m, 'a> {
+    /// With `model`, which must be without repacking and as it was loaded. Plans are fitted as `options` say on the
+    /// analysis's sample and judged, as `measured` says ([`MeasuredFares::options`]), on its checks.
+    ///
+    /// # Errors
+    /// There is no text, or the model cannot be evaluated.
+    pub fn new(
+        model: &'m Model,
+        source: &'a Gguf,
+        importance: &'a Importance,
+        analysis: &'a Analysis,
+        measured: &'a SensitivityOptions,
+        options: RefitOptions,
+        progress: Progress,
+    ) -> Result<Self> {
+        let checks = &analysis.checks.chunks;
+        let bench = Sensitivity::new(model, source, importance, checks, measured)?;
+        Ok(Self {
+            model,
+            source,
+            importance,
+            analysis,
+            options,
+            progress,
+            bench,
+        })
+    }
+
+    /// What is measured on `checks`.
+    pub fn options(analysis: &Analysis, n_threads: usize) -> SensitivityOptions {
+        let checks = &analysis.checks;
+        let longest = checks.chunks.iter().map(Vec::len).max().unwrap_or(0);
+        SensitivityOptions {
+            n_threads,
+            first_output: longest / 8,
+            domains: checks.domains.clone(),
+            kept: KEPT,
+        }
+    }
+}
+
+impl Fares for MeasuredFares<'_, '_> {
+    fn of(&mut self, plan: &Plan) -> Result<Vec<f64>> {
+        let _exchanged = refit_in_place(
+            self.model,
+            self.source,
+            plan,
+            self.importance,
+            &self.analysis.sample.chunks,
+            self.options,
+            &self.progress,
+        )?;
+        let fares = self.bench.by_domain()?;
+        ensure!(!fares.is_empty(), "the text has no domains");
+        Ok(fares)
+    }
+}
