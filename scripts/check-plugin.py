@@ -54,6 +54,9 @@ PRODUCTS = re.compile(r"freed a stream: \d+ graphs, (\d+) MUL_MAT_ID")
 WAYS = (["--no-repack", "-ub", "32"], ["-fa", "off"])
 TOLERANCE = 0.002
 SAME_KL = 0.0001
+# Where a file fails, so many times the text decides. With a KL divergence of 0.002 logarithms of probabilities differ by
+# 0.06, which gives the mean of 2000 of them a standard error of 0.14 %.
+MORE = 4
 
 
 def make(name: str, path: Path) -> None:
@@ -118,6 +121,7 @@ class Checker:
     def __init__(self, args, work: Path):
         self.args, self.work = args, work
         self.environment = keeping_the_log()
+        self.chunks = args.chunks
         self.text = work / "text.txt"
         self.text.write_text("".join(f.read_text() for f in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))))
 
@@ -147,7 +151,7 @@ class Checker:
 
     def perplexity(self, model: Path, plugin: bool, *arguments) -> str:
         status, said = self.program(
-            "llama-perplexity", "-m", model, "-f", self.text, "-c", 128, "-b", 128, "--chunks", self.args.chunks,
+            "llama-perplexity", "-m", model, "-f", self.text, "-c", 128, "-b", 128, "--chunks", self.chunks,
             "-t", self.args.threads, *arguments,
             environment={"GGML_BACKEND_PATH": self.args.plugin, "MOQA_LOG": "debug"} if plugin else {})
         if status:
@@ -196,20 +200,24 @@ class Checker:
         presets = self.args.types or list(TYPES)
         for preset in presets:
             out = self.work / f"{name}-{preset}.gguf"
+            good = False
             try:
                 way = self.quantize(source, imatrix, preset, out)
-                without, with_it, ratio, kl, floor_ratio, floor_kl, products = self.compare(out, TYPES[preset])
+                for self.chunks in (self.args.chunks, MORE * self.args.chunks):
+                    without, with_it, ratio, kl, floor_ratio, floor_kl, products = self.compare(out, TYPES[preset])
+                    good = (abs(ratio) <= max(TOLERANCE, floor_ratio) and kl <= 1.5 * floor_kl + SAME_KL
+                            and products > 0 and products % n_experts == 0)
+                    if good:
+                        break
             except RuntimeError as error:
                 print(f"FAILED {name:<11} {preset:<9} {error}", flush=True)
                 failed += 1
                 continue
             finally:
                 out.unlink(missing_ok=True)
-            good = (abs(ratio) <= max(TOLERANCE, floor_ratio) and kl <= 1.5 * floor_kl + SAME_KL
-                    and products > 0 and products % n_experts == 0)
             failed += not good
             print(f"{'ok    ' if good else 'FAILED'} {name:<11} {preset:<9} {way:<7} {without:10.4f} {with_it:10.4f} "
-                  f"{100 * ratio:+8.4f} % {100 * floor_ratio:7.4f} % {kl:9.6f} {floor_kl:9.6f} {products:8}", flush=True)
+                  f"{100 * ratio:+8.4f} % {100 * floor_ratio:7.4f} % {kl:9.6f} {floor_kl:9.6f} {products:8} {self.chunks:6}", flush=True)
         return len(presets), failed
 
 
@@ -235,7 +243,7 @@ def main() -> None:
             sources["lab-moe"] = ROOT / "tests/models/lab-moe.gguf"
         total = failed = 0
         print(f"{'architecture':>18} {'type':<17} {'perplexity':>11} {'plugin':>10} {'differs':>10} {'itself':>9} {'KL':>9} "
-              f"{'itself':>9} products")
+              f"{'itself':>9} products chunks")
         for name, source in sources.items():
             if source is None:
                 source = Path(folder) / f"{name}.gguf"

@@ -1,11 +1,12 @@
-//! Speed of every type: `cargo bench -p moqa-kernels [-- TYPE...]`, the path capped by `MOQA_ISA`.
+//! Speed of every type: `cargo bench -p moqa-kernels [-- TYPE...]`, the path capped by `MOQA_ISA`; with `-- --threads N`
+//! decoding alone, N threads at once, which share the memory.
 //!
 //! Decoding (few activations, all weights from memory) in bytes of weights read a second, beside a loop that only
 //! reads. Prefill (many activations, an expert of 768 x 2048 from cache) in multiplications a second,
 //! beside a loop of nothing but the path's int8 instruction. One thread. Runs are short, so that some of them are not
 //! interrupted on a busy machine: prefill takes the best, reading and decoding the best quarter of pieces of the weights.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, ops::Range, sync::Barrier, thread, time::Instant};
 
 use moqa_kernels::{Isa, Scratch, Type, Weights, matmul};
 
@@ -36,27 +37,82 @@ fn quarter(mut times: Vec<f64>) -> f64 {
 
 /// Bytes a second of a loop that adds up a buffer.
 fn read_speed(bytes: &[u8]) -> f64 {
-    let time = |piece: &[u8]| {
-        seconds(|| {
-            // Four streams, which memory serves faster than one.
-            let lines = black_box(piece).as_chunks::<64>().0;
-            let streams: [_; 4] =
-                std::array::from_fn(|i| &lines[i * lines.len() / 4..][..lines.len() / 4]);
-            let mut sums = [0u64; 8];
-            for i in 0..lines.len() / 4 {
-                for stream in streams {
-                    for (sum, word) in sums.iter_mut().zip(stream[i].as_chunks::<8>().0) {
-                        *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-                    }
-                }
-            }
-            black_box(sums);
-        })
-    };
     let times = (0..3)
-        .flat_map(|_| bytes.chunks_exact(PIECE_BYTES).map(time))
+        .flat_map(|_| bytes.chunks_exact(PIECE_BYTES).map(|p| seconds(|| read(p))))
         .collect();
     PIECE_BYTES as f64 / quarter(times)
+}
+
+/// Adds up a piece of memory.
+fn read(piece: &[u8]) {
+    // Four streams, which memory serves faster than one.
+    let lines = black_box(piece).as_chunks::<64>().0;
+    let streams: [_; 4] = std::array::from_fn(|i| &lines[i * lines.len() / 4..][..lines.len() / 4]);
+    let mut sums = [0u64; 8];
+    for i in 0..lines.len() / 4 {
+        for stream in streams {
+            for (sum, word) in sums.iter_mut().zip(stream[i].as_chunks::<8>().0) {
+                *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+            }
+        }
+    }
+    black_box(sums);
+}
+
+/// Decoding with several threads at once, of which each has a part of the weights: bytes a second of all together, and as
+/// a share of what as many threads read. Reading and decoding alternate, piece by piece, all threads at the same; the
+/// best quarter of the times counts.
+fn share_memory(isa: Isa, threads: usize, types: &[Type], data: &[u8], mxfp4: &[u8]) {
+    println!("path {}, {threads} threads", isa.name());
+    println!("type     reading GB/s   decoding, 1 token");
+    for &ty in types {
+        let data = if ty == Type::MXFP4 { mxfp4 } else { data };
+        let row_bytes = ty.row_bytes(N_IN).unwrap();
+        let rows = PIECE_BYTES / row_bytes;
+        let bytes = rows * row_bytes;
+        let start = Barrier::new(threads);
+        let part = data.len() / threads / bytes * bytes;
+        let work = |data: &[u8]| -> [Vec<f64>; 2] {
+            let mut bench = Bench {
+                isa,
+                scratch: Scratch::new(),
+                out: Vec::new(),
+            };
+            let pieces = || data.chunks_exact(2 * bytes).map(|two| two.split_at(bytes));
+            let mut times = [Vec::new(), Vec::new()];
+            for (first, second) in pieces().chain(pieces()) {
+                start.wait();
+                // Until all are through: what others still read, nobody has read yet.
+                times[0].push(seconds(|| {
+                    read(first);
+                    start.wait();
+                }));
+                let decoded = bench.prepared(ty, second, rows, 1);
+                start.wait();
+                times[1].push(seconds(|| {
+                    bench.multiply(&decoded, 0..rows);
+                    start.wait();
+                }));
+            }
+            times
+        };
+        let times = thread::scope(|scope| {
+            let others: Vec<_> = (1..threads)
+                .map(|t| scope.spawn(move || work(&data[t * part..][..part])))
+                .collect();
+            let times = work(&data[..part]);
+            others.into_iter().for_each(|o| drop(o.join().unwrap()));
+            times
+        });
+        let [reading, decoding] = times.map(|t| (threads * bytes) as f64 / quarter(t));
+        println!(
+            "{:8} {:12.2}   {:8.2} ({:3.0}%)",
+            ty.name(),
+            reading / 1e9,
+            decoding / 1e9,
+            100.0 * decoding / reading
+        );
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -168,6 +224,12 @@ fn usual_activations(t: usize) -> Vec<f32> {
         .collect()
 }
 
+struct Prepared<'a> {
+    weights: Weights<'a>,
+    acts: Vec<u8>,
+    act_rows: Vec<u32>,
+}
+
 struct Bench {
     isa: Isa,
     scratch: Scratch,
@@ -175,6 +237,37 @@ struct Bench {
 }
 
 impl Bench {
+    /// Weights and `tokens` activations for them.
+    fn prepared<'a>(&self, ty: Type, data: &'a [u8], n_rows: usize, tokens: usize) -> Prepared<'a> {
+        let form = ty.activation();
+        let size = form.row_bytes(N_IN);
+        let mut acts = vec![0; size * tokens];
+        for (t, row) in acts.chunks_exact_mut(size).enumerate() {
+            let values = usual_activations(t);
+            form.quantize_row(self.isa, &values, row).unwrap();
+        }
+        Prepared {
+            weights: Weights::new(ty, data, ty.row_bytes(N_IN).unwrap(), n_rows, N_IN).unwrap(),
+            acts,
+            act_rows: (0..tokens as u32).collect(),
+        }
+    }
+
+    fn multiply(&mut self, of: &Prepared<'_>, rows: Range<usize>) {
+        self.out.resize(rows.len() * of.act_rows.len(), 0.0);
+        matmul(
+            self.isa,
+            &of.weights,
+            rows,
+            &of.acts,
+            &of.act_rows,
+            &mut self.out,
+            &mut self.scratch,
+        )
+        .unwrap();
+        black_box(&self.out);
+    }
+
     /// Seconds of multiplications of groups of `rows` rows of `n_rows` with `tokens` activations.
     fn times(
         &mut self,
@@ -184,41 +277,29 @@ impl Bench {
         rows: usize,
         tokens: usize,
     ) -> Vec<f64> {
-        let weights = Weights::new(ty, data, ty.row_bytes(N_IN).unwrap(), n_rows, N_IN).unwrap();
-        let form = ty.activation();
-        let size = form.row_bytes(N_IN);
-        let mut acts = vec![0; size * tokens];
-        for (t, row) in acts.chunks_exact_mut(size).enumerate() {
-            let values = usual_activations(t);
-            form.quantize_row(self.isa, &values, row).unwrap();
-        }
-        let act_rows: Vec<u32> = (0..tokens as u32).collect();
-        self.out.resize(rows * tokens, 0.0);
+        let of = self.prepared(ty, data, n_rows, tokens);
         (0..n_rows / rows)
-            .map(|i| {
-                seconds(|| {
-                    let rows = i * rows..(i + 1) * rows;
-                    matmul(
-                        self.isa,
-                        &weights,
-                        rows,
-                        &acts,
-                        &act_rows,
-                        &mut self.out,
-                        &mut self.scratch,
-                    )
-                    .unwrap();
-                    black_box(&self.out);
-                })
-            })
+            .map(|i| seconds(|| self.multiply(&of, i * rows..(i + 1) * rows)))
             .collect()
     }
 }
 
 fn main() {
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with('-'))
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let mut threads = 1;
+    if let Some(at) = wanted.iter().position(|arg| arg == "--threads") {
+        threads = wanted
+            .get(at + 1)
+            .and_then(|n| n.parse().ok())
+            .filter(|n| *n > 0)
+            .expect("--threads N");
+        wanted.drain(at..at + 2);
+    }
+    wanted.retain(|arg| !arg.starts_with('-'));
+    let types: Vec<Type> = Type::ALL
+        .iter()
+        .copied()
+        .filter(|ty| wanted.is_empty() || wanted.iter().any(|name| name == ty.name()))
         .collect();
     let isa = Isa::detect();
     let data = random_bytes(DECODE_BYTES);
@@ -230,6 +311,9 @@ fn main() {
             .for_each(|exponent| *exponent = 120);
         data
     };
+    if threads > 1 {
+        return share_memory(isa, threads, &types, &data, &mxfp4);
+    }
     let read = read_speed(&data);
     let peak = peak_speed(isa);
     println!("path {}, reading {:.1} GB/s", isa.name(), read / 1e9);
@@ -245,10 +329,7 @@ fn main() {
         scratch: Scratch::new(),
         out: Vec::new(),
     };
-    for &ty in Type::ALL {
-        if !wanted.is_empty() && !wanted.iter().any(|name| name == ty.name()) {
-            continue;
-        }
+    for ty in types {
         let data = if ty == Type::MXFP4 { &mxfp4 } else { &data };
         let row_bytes = ty.row_bytes(N_IN).unwrap();
         let n_rows = DECODE_BYTES / row_bytes;
