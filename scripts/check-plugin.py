@@ -207,7 +207,7 @@ class Checker:
                     without, with_it, ratio, kl, floor_ratio, floor_kl, products = self.compare(out, TYPES[preset])
                     good = (abs(ratio) <= max(TOLERANCE, floor_ratio) and kl <= 1.5 * floor_kl + SAME_KL
                             and products > 0 and products % n_experts == 0)
-                    if good:
+                    if good and abs(ratio) <= TOLERANCE:
                         break
             except RuntimeError as error:
                 print(f"FAILED {name:<11} {preset:<9} {error}", flush=True)

@@ -13,7 +13,9 @@ use moqa::analysis::{
 };
 use moqa::gguf::{DEFAULT_VERSION, GgmlType, Gguf, GgufLayout, Shape, TensorSpec};
 use moqa::model::ModelView;
-use moqa::plan::{Budget, Candidates, Granularity, PlanInputs, Scenario, make_plan, plan_for};
+use moqa::plan::{
+    Budget, Candidates, Fares, Granularity, Plan, PlanInputs, Scenario, make_plan, plan_for,
+};
 
 const N_LAYER: usize = 48;
 const N_EXPERT: usize = 128;
@@ -278,4 +280,47 @@ fn types_per_expert_for_the_worst_domain_take_seconds() {
 fn types_per_expert_for_a_workload_take_seconds() {
     let named = vec![("domain 1".to_owned(), 0.7)];
     plans_within_its_time(&Scenario::Workload(named), Granularity::Expert);
+}
+
+/// Measurements that were made up: what each plan in turn does, the last for all that follow.
+struct Told {
+    fares: Vec<[f64; DOMAINS]>,
+    plans: Vec<Plan>,
+}
+
+impl Fares for Told {
+    fn of(&mut self, plan: &Plan) -> anyhow::Result<Vec<f64>> {
+        let fares = self.fares[self.plans.len().min(self.fares.len() - 1)];
+        self.plans.push(plan.clone());
+        Ok(fares.to_vec())
+    }
+}
+
+#[test]
+fn of_measured_plans_the_best_is_taken() {
+    with_inputs(|inputs| {
+        let (budget, types) = (Budget::BitsPerWeight(3.4), Granularity::Tensor);
+        let balanced = plan_for(inputs, budget, &Scenario::Balanced, types, None).unwrap();
+        let taken = |scenario: &Scenario, fares: &[[f64; DOMAINS]]| {
+            let mut told = Told {
+                fares: fares.to_vec(),
+                plans: Vec::new(),
+            };
+            let plan = plan_for(inputs, budget, scenario, types, Some(&mut told)).unwrap();
+            assert!(told.plans[0].chooses_as(&balanced));
+            assert!((2..=4).contains(&told.plans.len()), "{}", told.plans.len());
+            let at = told.plans.iter().position(|p| p.chooses_as(&plan));
+            at.expect("a plan that was measured")
+        };
+        let usual = [0.003, 0.003, 0.006, 0.003];
+        let better = [0.0031, 0.0031, 0.005, 0.0031];
+        let worse = [0.0029, 0.0029, 0.0061, 0.0029];
+        assert_eq!(taken(&Scenario::Robust, &[usual, better, worse]), 1);
+        assert_eq!(taken(&Scenario::Robust, &[usual, worse]), 0);
+        let workload = Scenario::Workload(vec![("domain 2".to_owned(), 0.7)]);
+        assert_eq!(taken(&workload, &[usual, better, worse]), 1);
+        // Others lose too much.
+        let dear = [0.0031, 0.0035, 0.004, 0.0031];
+        assert_eq!(taken(&workload, &[usual, dear]), 0);
+    });
 }

@@ -54,11 +54,6 @@ const BOUND_STEP: (f64, f64) = (0.3, 2.0);
 
 /// Makes the plan for a scenario.
 ///
-/// With a type for each expert, a workload's plan and the robust one move bits between the experts of a tensor of the
-/// balanced plan, and none between tensors. What a domain needs differs between experts and hardly between tensors, whose
-/// effects in one domain are measured on little text: plans that moved bits between tensors too were expected to be
-/// a few percent better and were up to ten percent worse.
-///
 /// [`Scenario::Workload`] minimises the expected divergence of the mix while no domain that is not named is expected to
 /// lose more than [`OTHERS_LOSE`]: such a domain weighs more in the next round, by a multiplier that grows with what it
 /// loses beyond that (projected subgradient steps on the Lagrangian); the best plan of all rounds that keeps to it, or the
@@ -71,6 +66,10 @@ const BOUND_STEP: (f64, f64) = (0.3, 2.0);
 /// With `measured`, a few plans are made so and measured, each with what the one before has taught: how much more is lost
 /// than was expected, and by how much each domain fares worse than was expected. The best of them as measured is taken,
 /// the balanced one among them.
+///
+/// Without, and with a type for each expert, bits move between the experts of a tensor of the balanced plan, and none
+/// between tensors, whose effects in one domain were measured on little text: of plans that move them too some are several
+/// percent better, and others, of which as much was expected, ten percent worse.
 ///
 /// # Errors
 /// A workload names a domain that the analysis does not have, as [`make_plan`], or nothing can be measured.
@@ -124,6 +123,11 @@ impl Maker<'_, '_> {
         self.plan(None, &vec![1.0; self.n_domains()], self.granularity)
     }
 
+    /// Whether tensors keep the sizes that they have in the balanced plan.
+    fn keeps_sizes(&self, measured: bool) -> bool {
+        self.granularity == Granularity::Expert && !measured
+    }
+
     fn workload(&self, named: &[(String, f64)], measured: Option<&mut dyn Fares>) -> Result<Plan> {
         let domains = &self.inputs.analysis.domains;
         let mut mix = workload(self.inputs.analysis, named)?;
@@ -138,7 +142,7 @@ impl Maker<'_, '_> {
         };
         let expected = Domains::new(self.inputs);
         let balanced = self.balanced()?;
-        let sizes = (self.granularity == Granularity::Expert).then_some(&balanced);
+        let sizes = Some(&balanced).filter(|_| self.keeps_sizes(measured.is_some()));
         let usual = expected.fares(&balanced);
         let within = |bound: f64| -> Result<Option<Plan>> {
             let mut best: Option<(f64, Plan)> = None;
@@ -214,13 +218,13 @@ impl Maker<'_, '_> {
             };
         let even = vec![1.0; self.n_domains()];
         let balanced = self.balanced()?;
+        let sizes = Some(&balanced).filter(|_| self.keeps_sizes(measured.is_some()));
         let best_with = |factors: &[f64]| {
             let tensor = Granularity::Tensor;
             let (weights, plan) = rounds(None, even.clone(), ROBUST_ROUNDS, tensor, factors)?;
             if self.granularity == tensor {
                 return Ok(plan);
             }
-            let sizes = Some(&balanced);
             let expert = rounds(
                 sizes,
                 weights,

@@ -77,6 +77,10 @@ impl Fares for MeasuredFares<'_, '_> {
         )?;
         let fares = self.bench.by_domain()?;
         ensure!(!fares.is_empty(), "the text has no domains");
+        let domains = self.analysis.domains.iter().zip(&fares);
+        let each: Vec<String> = domains.map(|(d, f)| format!("{} {f:.5}", d.name)).collect();
+        self.progress
+            .note(format!("measured, nats a token: {}", each.join(", ")));
         Ok(fares)
     }
 }
