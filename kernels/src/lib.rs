@@ -39,3 +39,12 @@ pub use matmul::{Scratch, matmul};
 pub use reference::dequantize_row;
 pub use types::Type;
 pub use weights::Weights;
+
+/// Has entries of tables gathered or not, for tests; `None`: what is faster.
+#[doc(hidden)]
+pub fn choose_gathers(gathers: Option<bool>) {
+    #[cfg(target_arch = "x86_64")]
+    x86::choose(gathers);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = gathers;
+}

@@ -1,6 +1,6 @@
 //! Every path against the scalar one, on random and on hostile blocks, at every split.
 
-use moqa_kernels::{Isa, Scratch, Type, Weights, dequantize_row, matmul};
+use moqa_kernels::{Isa, Scratch, Type, Weights, choose_gathers, dequantize_row, matmul};
 
 struct Random(u64);
 
@@ -170,17 +170,26 @@ impl Case {
         act_rows: &[u32],
         scratch: &mut Scratch,
     ) -> Vec<f32> {
-        let mut out = vec![f32::NAN; rows.len() * act_rows.len()];
-        matmul(
-            isa,
-            &self.weights(),
-            rows,
-            &self.acts,
-            act_rows,
-            &mut out,
-            scratch,
-        )
-        .unwrap();
+        let mut once = |gathers| {
+            choose_gathers(Some(gathers));
+            let mut out = vec![f32::NAN; rows.len() * act_rows.len()];
+            matmul(
+                isa,
+                &self.weights(),
+                rows.clone(),
+                &self.acts,
+                act_rows,
+                &mut out,
+                scratch,
+            )
+            .unwrap();
+            out
+        };
+        let out = once(false);
+        if isa != Isa::Scalar {
+            let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&out) == bits(&once(true)), "{:?}, gathered", self.ty);
+        }
         out
     }
 

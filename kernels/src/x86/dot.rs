@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{
     lanes::{load, part, prefetch, sum4},
+    lookup::gathers,
     unpack_small::SmallAvx2,
     unpack_super::{Form, Parts, SuperAvx2},
 };
@@ -43,17 +44,26 @@ fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
 /// Types with blocks of 256: all rows of the job with all its activations.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
+    if S::TABLE && gathers() {
+        super_some::<S, true>(job, out);
+    } else {
+        super_some::<S, false>(job, out);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn super_some<S: SuperAvx2, const GATHER: bool>(job: &Job, out: &mut [f32]) {
     match job.act_rows.len() {
-        1 => super_all::<S, 1>(job, out),
-        2 => super_all::<S, 2>(job, out),
-        3 => super_all::<S, 3>(job, out),
-        _ => super_all::<S, 4>(job, out),
+        1 => super_all::<S, 1, GATHER>(job, out),
+        2 => super_all::<S, 2, GATHER>(job, out),
+        3 => super_all::<S, 3, GATHER>(job, out),
+        _ => super_all::<S, 4, GATHER>(job, out),
     }
 }
 
 /// As [`matmul_super`], up to `T` activations at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_all<S: SuperAvx2, const T: usize>(job: &Job, out: &mut [f32]) {
+fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
     let mut piece = Piece::<T>::new();
     let mut single = Piece::<1>::new();
@@ -63,8 +73,10 @@ fn super_all<S: SuperAvx2, const T: usize>(job: &Job, out: &mut [f32]) {
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
-                left if left >= T => super_rows::<S, T>(job, rows, t, keep, first, &mut piece, out),
-                _ => super_rows::<S, 1>(job, rows, t, keep, first, &mut single, out),
+                left if left >= T => {
+                    super_rows::<S, T, GATHER>(job, rows, t, keep, first, &mut piece, out)
+                }
+                _ => super_rows::<S, 1, GATHER>(job, rows, t, keep, first, &mut single, out),
             };
         }
     }
@@ -100,7 +112,7 @@ impl<const T: usize> Piece<T> {
 /// Four rows with `T` activations from `t`; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_rows<S: SuperAvx2, const T: usize>(
+fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
     job: &Job,
     rows: [&[u8]; ROWS],
     t: usize,
@@ -126,7 +138,7 @@ fn super_rows<S: SuperAvx2, const T: usize>(
                     prefetch(rows[r], block * S::BYTES + 64 * line + ahead);
                 }
                 // SAFETY: this function has the features.
-                let w = unsafe { S::parts(&rows[r][block * S::BYTES..][..S::BYTES]) };
+                let w = unsafe { S::parts::<GATHER>(&rows[r][block * S::BYTES..][..S::BYTES]) };
                 piece.d[b][r] = w.d;
                 piece.dmin[b][r] = w.dmin;
                 for (i, a) in acts.iter().enumerate() {

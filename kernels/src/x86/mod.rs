@@ -4,12 +4,14 @@ mod dot;
 mod float;
 mod gemm;
 mod lanes;
+mod lookup;
 mod panel;
 mod quantize;
 mod unpack_small;
 mod unpack_super;
 
 pub(crate) use gemm::Buffers;
+pub(crate) use lookup::choose;
 
 use crate::{Isa, blocks::by_type, matmul::Job};
 

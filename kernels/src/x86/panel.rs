@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 
 use super::{
     lanes::{load, part, transpose},
+    lookup::gathers,
     unpack_small::SmallAvx2,
     unpack_super::{Form, SuperAvx2},
 };
@@ -166,6 +167,21 @@ impl<const NR: usize> SuperPanel<NR> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
+        if S::TABLE && gathers() {
+            self.fill_by::<S, true>(rows, b, wide);
+        } else {
+            self.fill_by::<S, false>(rows, b, wide);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fill_by<S: SuperAvx2, const GATHER: bool>(
+        &mut self,
+        rows: &[&[u8]; NR],
+        b: usize,
+        wide: bool,
+    ) {
         for half in 0..NR / 8 {
             let zero = _mm256_setzero_si256();
             let mut scale = [zero; 8];
@@ -173,7 +189,7 @@ impl<const NR: usize> SuperPanel<NR> {
             for r in 0..8 {
                 let row = rows[8 * half + r];
                 // SAFETY: this function has the features.
-                let mut w = unsafe { S::parts(&row[b * S::BYTES..][..S::BYTES]) };
+                let mut w = unsafe { S::parts::<GATHER>(&row[b * S::BYTES..][..S::BYTES]) };
                 if let Form::Unsigned(offset @ 1..) = S::FORM {
                     for q in &mut w.q {
                         *q = _mm256_sub_epi8(*q, _mm256_set1_epi8(offset));

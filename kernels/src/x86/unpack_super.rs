@@ -3,6 +3,7 @@
 use std::arch::{asm, x86_64::*};
 
 use super::lanes::{half, load, load8, load16, part, u16_at, u32_at};
+use super::lookup::{gather4, gather8};
 use crate::{
     blocks::{self as b, SuperType},
     tables,
@@ -38,9 +39,14 @@ pub(super) trait SuperAvx2: SuperType {
     /// Weights that share a scale: 16, 32, or 256 if scales are all one.
     const SUB: usize;
 
+    /// Whether codes are entries of a table, which can be gathered.
+    const TABLE: bool = false;
+
+    /// With `GATHER` entries of tables are gathered.
+    ///
     /// # Safety
     /// Needs AVX2, FMA and F16C.
-    unsafe fn parts(block: &[u8]) -> Parts;
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts;
 }
 
 #[inline]
@@ -91,7 +97,7 @@ impl SuperAvx2 for b::Q2K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 84] = part(block, 0);
         let scales = even_odd(load16(part(block, 0)));
         let fifteen = _mm_set1_epi8(15);
@@ -113,7 +119,7 @@ impl SuperAvx2 for b::Q3K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 110] = part(block, 0);
         let low = load8(part(block, 96));
         let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
@@ -188,7 +194,7 @@ impl SuperAvx2 for b::Q4K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 144] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
         Parts {
@@ -209,7 +215,7 @@ impl SuperAvx2 for b::Q5K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 176] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
         let high = load(part(block, 16));
@@ -246,7 +252,7 @@ impl SuperAvx2 for b::Q6K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 210] = part(block, 0);
         let (fifteen, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
         let mut q = [fifteen; 8];
@@ -425,13 +431,24 @@ impl Indices {
         opaque8(part(&self.0, 8 * i))
     }
 
-    /// Entries `4 * i ..` of a table whose size is a power of two.
+    /// All entries, of a table whose size is a power of two.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn entries<const N: usize>(&self, table: &[u64; N], i: usize) -> __m256i {
-        let four = self.four(i);
-        let entry = |l: usize| table[(four >> (16 * l)) as usize & (N - 1)];
-        entries8(entry(0), entry(1), entry(2), entry(3))
+    fn entries<const N: usize, const GATHER: bool>(&self, table: &[u64; N]) -> [__m256i; 8] {
+        let mut q = [_mm256_setzero_si256(); 8];
+        if GATHER {
+            for (i, q) in q.iter_mut().enumerate() {
+                let four = load8(part(&self.0, 8 * i));
+                *q = gather4(table, _mm_cvtepu16_epi32(four));
+            }
+            return q;
+        }
+        for (i, q) in q.iter_mut().enumerate() {
+            let four = self.four(i);
+            let entry = |l: usize| table[(four >> (16 * l)) as usize & (N - 1)];
+            *q = entries8(entry(0), entry(1), entry(2), entry(3));
+        }
+        q
     }
 }
 
@@ -453,10 +470,11 @@ impl SuperAvx2 for b::Iq2Xxs {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 32;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
         let (x, y) = (
             _mm256_castsi256_ps(load(part(block, 2))),
@@ -466,18 +484,22 @@ impl SuperAvx2 for b::Iq2Xxs {
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
         let signs = even_parity(sevens(words));
         let sign = spread_signs(signs);
+        let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
+        let d = half(block, 0) * 0.125;
         let mut q = sign;
+        if GATHER {
+            for (i, q) in q.iter_mut().enumerate() {
+                let four = i32::from_le_bytes(*part(block, 2 + 8 * i));
+                *q = gather4(&tables::IQ2_XXS, _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
+            }
+            return with_signs(q, sign, scale, d);
+        }
         for (i, q) in q.iter_mut().enumerate() {
             let n = opaque4(part(block, 2 + 8 * i));
             let entry = |l: usize| tables::IQ2_XXS[(n >> (8 * l)) as usize & 255];
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(
-            q,
-            sign,
-            odd(narrow(_mm256_srli_epi32::<28>(words))),
-            half(block, 0) * 0.125,
-        )
+        with_signs(q, sign, scale, d)
     }
 }
 
@@ -497,22 +519,32 @@ impl SuperAvx2 for b::Iq2Xs {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 16;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 74] = part(block, 0);
         let (x, y) = (load(part(block, 2)), load(part(block, 34)));
         let high = _mm256_packus_epi16(_mm256_srli_epi16::<9>(x), _mm256_srli_epi16::<9>(y));
         let signs = even_parity(_mm256_permute4x64_epi64::<0b11_01_10_00>(high));
         let sign = spread_signs(signs);
         let mut q = sign;
+        let (scale, d) = (scales4(part(block, 66)), half(block, 0) * 0.125);
+        if GATHER {
+            for (i, q) in q.iter_mut().enumerate() {
+                // Without the signs, which `gather4` leaves out.
+                let four = load8(part(block, 2 + 8 * i));
+                *q = gather4(&tables::IQ2_XS, _mm_cvtepu16_epi32(four));
+            }
+            return with_signs(q, sign, scale, d);
+        }
         for (i, q) in q.iter_mut().enumerate() {
             let codes = opaque8(part(block, 2 + 8 * i));
             let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(q, sign, scales4(part(block, 66)), half(block, 0) * 0.125)
+        with_signs(q, sign, scale, d)
     }
 }
 
@@ -520,10 +552,11 @@ impl SuperAvx2 for b::Iq2S {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 43;
     const SUB: usize = 16;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 82] = part(block, 0);
         let signs = load(part(block, 34));
         let mut indices = Indices::new();
@@ -538,10 +571,7 @@ impl SuperAvx2 for b::Iq2S {
             );
         }
         let sign = spread_signs(signs);
-        let mut q = sign;
-        for (i, q) in q.iter_mut().enumerate() {
-            *q = indices.entries(&tables::IQ2_S, i);
-        }
+        let q = indices.entries::<_, GATHER>(&tables::IQ2_S);
         with_signs(q, sign, scales4(part(block, 74)), half(block, 0) * 0.125)
     }
 }
@@ -593,22 +623,31 @@ impl SuperAvx2 for b::Iq3Xxs {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 31;
     const SUB: usize = 32;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 98] = part(block, 0);
-        let mut entries = Entries::new();
-        for i in 0..8 {
-            let n = opaque8(part(block, 2 + 8 * i));
-            for k in 0..8 {
-                entries.0[8 * i + k] = IQ3_XXS_HALVES[(n >> (8 * k)) as usize & 255];
+        let mut q = [_mm256_setzero_si256(); 8];
+        if GATHER {
+            for (i, q) in q.iter_mut().enumerate() {
+                let eight = load8(part(block, 2 + 8 * i));
+                *q = gather8(&IQ3_XXS_HALVES, _mm256_cvtepu8_epi32(eight));
             }
+        } else {
+            let mut entries = Entries::new();
+            for i in 0..8 {
+                let n = opaque8(part(block, 2 + 8 * i));
+                for k in 0..8 {
+                    entries.0[8 * i + k] = IQ3_XXS_HALVES[(n >> (8 * k)) as usize & 255];
+                }
+            }
+            q = entries.vectors();
         }
         let words = load(part(block, 66));
         let signs = even_parity(sevens(words));
         let sign = spread_signs(signs);
-        let q = entries.vectors();
         let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
         with_signs(
             q,
@@ -632,10 +671,11 @@ impl SuperAvx2 for b::Iq3S {
     const FORM: Form = Form::Magnitudes;
     const MAX: i32 = 15;
     const SUB: usize = 32;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 110] = part(block, 0);
         let signs = load(part(block, 74));
         let mut indices = Indices::new();
@@ -665,18 +705,21 @@ impl SuperAvx2 for b::Iq3S {
         }
         let sign = spread_signs(signs);
         let mut q = sign;
+        let (scale, d) = (odd(eight_nibbles(part(block, 106))), half(block, 0));
+        if GATHER {
+            for (i, q) in q.iter_mut().enumerate() {
+                let eight = load16(part(&indices.0, 16 * i));
+                *q = gather8(&tables::IQ3_S, _mm256_cvtepu16_epi32(eight));
+            }
+            return with_signs(q, sign, scale, d);
+        }
         for (i, q) in q.iter_mut().enumerate() {
             let n = [indices.four(2 * i), indices.four(2 * i + 1)];
             let one = |k: usize| tables::IQ3_S[(n[k / 4] >> (k % 4 * 16)) as usize & 511];
             let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
             *q = entries8(entry(0), entry(1), entry(2), entry(3));
         }
-        with_signs(
-            q,
-            sign,
-            odd(eight_nibbles(part(block, 106))),
-            half(block, 0),
-        )
+        with_signs(q, sign, scale, d)
     }
 }
 
@@ -684,10 +727,11 @@ impl SuperAvx2 for b::Iq1S {
     const FORM: Form = Form::Unsigned(9);
     const MAX: i32 = 9;
     const SUB: usize = 32;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 50] = part(block, 0);
         let highs = load16(part(block, 34));
         let scale = _mm_and_si128(_mm_srli_epi16::<12>(highs), _mm_set1_epi16(7));
@@ -707,11 +751,11 @@ impl SuperAvx2 for b::Iq1S {
             _mm_add_epi8(negative, negative),
             _mm_set1_epi8(10),
         ));
-        let mut q = [_mm256_setzero_si256(); 8];
+        let mut q = indices.entries::<_, GATHER>(&tables::IQ1);
         for (i, q) in q.iter_mut().enumerate() {
             let delta =
                 _mm256_shuffle_epi8(deltas, _mm256_set1_epi16((0x0100 + 0x0202 * i) as i16));
-            *q = _mm256_add_epi8(indices.entries(&tables::IQ1, i), delta);
+            *q = _mm256_add_epi8(*q, delta);
         }
         without_min(q, odd(both(scale)), half(block, 0) * 0.125)
     }
@@ -721,10 +765,11 @@ impl SuperAvx2 for b::Iq1M {
     const FORM: Form = Form::Unsigned(9);
     const MAX: i32 = 9;
     const SUB: usize = 16;
+    const TABLE: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 56] = part(block, 0);
         let words = u64::from_le_bytes(*part(block, 48));
         let d = words >> 12 & 0xf | words >> 24 & 0xf0 | words >> 36 & 0xf00 | words >> 48 & 0xf000;
@@ -768,11 +813,11 @@ impl SuperAvx2 for b::Iq1M {
             indices.put(k, _mm256_or_si256(low, high));
         }
         let spread = spread_all(negative);
-        let mut q = [negative; 8];
+        let mut q = indices.entries::<_, GATHER>(&tables::IQ1);
         for (i, q) in q.iter_mut().enumerate() {
             let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread[i]);
             let delta = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(10));
-            *q = _mm256_add_epi8(indices.entries(&tables::IQ1, i), delta);
+            *q = _mm256_add_epi8(*q, delta);
         }
         without_min(q, odd(scale), d * 0.125)
     }
@@ -785,7 +830,7 @@ impl SuperAvx2 for b::Iq4Xs {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 136] = part(block, 0);
         // The multiplication moves the two bits to the top.
         let up = both(_mm_setr_epi16(
@@ -862,7 +907,7 @@ impl SuperAvx2 for b::Tq1 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 54] = part(block, 0);
         let mut q = [_mm256_setzero_si256(); 8];
         let mut x = load(part(block, 0));
@@ -903,7 +948,7 @@ impl SuperAvx2 for b::Tq2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts(block: &[u8]) -> Parts {
+    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
         without_min(
             two_bits(part(block, 0)),
