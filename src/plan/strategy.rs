@@ -49,7 +49,7 @@ const OTHERS_LOSE: f64 = 0.04;
 const OTHERS_LOSE_MEASURED: f64 = 0.1;
 /// Plans that are measured beside the balanced one. Of plans of which as much is expected some are several percent better
 /// than others, on other text too.
-const MEASURED_PLANS: usize = 5;
+const MEASURED_PLANS: usize = 3;
 /// How the expected bound may change from one of them to the next.
 const BOUND_STEP: (f64, f64) = (0.3, 2.0);
 
