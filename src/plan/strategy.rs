@@ -68,9 +68,10 @@ const BOUND_STEP: (f64, f64) = (0.3, 2.0);
 /// than was expected, and by how much each domain fares worse than was expected. The best of them as measured is taken,
 /// the balanced one among them.
 ///
-/// Without, and with a type for each expert, bits move between the experts of a tensor of the balanced plan, and none
-/// between tensors, whose effects in one domain were measured on little text: of plans that move them too some are several
-/// percent better, and others, of which as much was expected, ten percent worse.
+/// With a type for each expert, a workload's plan and the robust one that is not measured move bits between the experts of
+/// a tensor of the balanced plan, and none between tensors, whose effects in one domain were measured on little text: of
+/// plans that move them too some are several percent better, and others, of which as much was expected, ten percent worse,
+/// and other domains lose more. The measured robust plan moves them, or the domain that fares worst gains nothing.
 ///
 /// # Errors
 /// A workload names a domain that the analysis does not have, as [`make_plan`], or nothing can be measured.
@@ -124,11 +125,6 @@ impl Maker<'_, '_> {
         self.plan(None, &vec![1.0; self.n_domains()], self.granularity)
     }
 
-    /// Whether tensors keep the sizes that they have in the balanced plan.
-    fn keeps_sizes(&self, measured: bool) -> bool {
-        self.granularity == Granularity::Expert && !measured
-    }
-
     fn workload(&self, named: &[(String, f64)], measured: Option<&mut dyn Fares>) -> Result<Plan> {
         let domains = &self.inputs.analysis.domains;
         let mut mix = workload(self.inputs.analysis, named)?;
@@ -143,7 +139,7 @@ impl Maker<'_, '_> {
         };
         let expected = Domains::new(self.inputs);
         let balanced = self.balanced()?;
-        let sizes = Some(&balanced).filter(|_| self.keeps_sizes(measured.is_some()));
+        let sizes = (self.granularity == Granularity::Expert).then_some(&balanced);
         let usual = expected.fares(&balanced);
         let within = |bound: f64| -> Result<Option<Plan>> {
             let mut best: Option<(f64, Plan)> = None;
@@ -219,7 +215,8 @@ impl Maker<'_, '_> {
             };
         let even = vec![1.0; self.n_domains()];
         let balanced = self.balanced()?;
-        let sizes = Some(&balanced).filter(|_| self.keeps_sizes(measured.is_some()));
+        let keeps_sizes = self.granularity == Granularity::Expert && measured.is_none();
+        let sizes = keeps_sizes.then_some(&balanced);
         let best_with = |factors: &[f64]| {
             let tensor = Granularity::Tensor;
             let (weights, plan) = rounds(None, even.clone(), ROBUST_ROUNDS, tensor, factors)?;
@@ -242,17 +239,14 @@ impl Maker<'_, '_> {
         let mut best = (worst(&fares), balanced.clone());
         let mut last = balanced.clone();
         for round in 0..MEASURED_PLANS {
-            // First a plan for the domain that fares worst, alone.
-            let alone = fares.iter().map(|f| f64::from(*f >= best.0));
-            let alone: Vec<f64> = alone.collect();
-            let factors: Vec<f64> = fares
-                .iter()
-                .zip(expected.fares(&last))
-                .map(|(f, e)| if e > 0.0 { f / e } else { 1.0 })
-                .collect();
-            let plan = match round {
-                0 => self.plan(None, &alone, self.granularity)?,
-                _ => best_with(&factors)?,
+            let plan = if round == 0 {
+                // For the domain that fares worst, alone.
+                let alone = fares.iter().map(|f| f64::from(*f >= best.0));
+                self.plan(None, &alone.collect::<Vec<f64>>(), self.granularity)?
+            } else {
+                let usual = expected.fares(&last);
+                let factor = |(f, e): (&f64, f64)| if e > 0.0 { f / e } else { 1.0 };
+                best_with(&fares.iter().zip(usual).map(factor).collect::<Vec<f64>>())?
             };
             if plan.chooses_as(&last) {
                 break;
