@@ -52,6 +52,8 @@ const OTHERS_LOSE_MEASURED: f64 = 0.12;
 const MEASURED_PLANS: usize = 3;
 /// How the expected bound may change from one of them to the next.
 const BOUND_STEP: (f64, f64) = (0.3, 2.0);
+/// How it changes at least where too much was lost, or the next plan may be the same.
+const LESS: f64 = 0.8;
 
 /// Makes the plan for a scenario.
 ///
@@ -180,7 +182,9 @@ impl Maker<'_, '_> {
             if lost <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {
                 best = (of_mix(&fares), plan);
             }
-            bound *= (OTHERS_LOSE_MEASURED / lost).clamp(BOUND_STEP.0, BOUND_STEP.1);
+            let step = OTHERS_LOSE_MEASURED / lost;
+            let most = if step < 1.0 { LESS } else { BOUND_STEP.1 };
+            bound *= step.clamp(BOUND_STEP.0, most);
         }
         Ok(best.1)
     }
