@@ -1,5 +1,5 @@
-//! Speed of every type: `cargo bench -p moqa-kernels [-- TYPE...]`, the path capped by `MOQA_ISA`; with `-- --threads N`
-//! decoding alone, N threads at once, which share the memory.
+//! Speed of every type: `cargo bench -p moqa-kernels [-- TYPE...]`, the path capped by `MOQA_ISA`; with
+//! `--bench matmul -- --threads N` decoding alone, N threads at once, which share the memory.
 //!
 //! Decoding (few activations, all weights from memory) in bytes of weights read a second, beside a loop that only
 //! reads. Prefill (many activations, an expert of 768 x 2048 from cache) in multiplications a second,
