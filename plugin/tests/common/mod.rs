@@ -61,9 +61,16 @@ pub fn model() -> PathBuf {
 /// Text with some thousand tokens.
 pub fn text(folder: &Path) -> PathBuf {
     let path = folder.join("text.txt");
-    let text: String = ["README.md", "CONTRIBUTING.md"]
+    // Not the documentation: figures should not change with it.
+    let texts = std::fs::read_dir(root().join("src/analysis/calibration")).expect("the texts");
+    let mut files: Vec<PathBuf> = texts
+        .map(|f| f.expect("a file").path())
+        .filter(|f| f.extension().is_some_and(|e| e == "txt"))
+        .collect();
+    files.sort();
+    let text: String = files
         .iter()
-        .map(|f| std::fs::read_to_string(root().join(f)).expect("a text of the repository"))
+        .map(|f| std::fs::read_to_string(f).expect("a text of the repository"))
         .collect();
     std::fs::write(&path, text).expect("write the text");
     path
@@ -121,7 +128,7 @@ impl Perplexity<'_> {
         let mut command = Command::new(llama().join("llama-perplexity"));
         command.arg("-m").arg(self.model).arg("-f").arg(self.text);
         command
-            .args(["-c", "256", "--chunks", "8", "-t", "2"])
+            .args(["-c", "256", "--chunks", "32", "-t", "2"])
             .args(self.arguments);
         command
             .env_remove("GGML_BACKEND_PATH")
