@@ -54,7 +54,7 @@ PRODUCTS = re.compile(r"freed a stream: \d+ graphs, (\d+) MUL_MAT_ID")
 WAYS = (["--no-repack", "-ub", "32"], ["-fa", "off"])
 TOLERANCE = 0.002
 SAME_KL = 0.0001
-# Where a file fails, so many times the text decides. With a KL divergence of 0.002 logarithms of probabilities differ by
+# Where a file fails or differs by more than TOLERANCE, so many times the text decides. With a KL divergence of 0.002 logarithms of probabilities differ by
 # 0.06, which gives the mean of 2000 of them a standard error of 0.14 %.
 MORE = 4
 
