@@ -40,9 +40,9 @@ pub use reference::dequantize_row;
 pub use types::Type;
 pub use weights::Weights;
 
-/// Has entries of tables gathered or not, for tests; `None`: what is faster.
+/// Has entries of tables gathered or not, whatever is faster; for tests.
 #[doc(hidden)]
-pub fn choose_gathers(gathers: Option<bool>) {
+pub fn choose_gathers(gathers: bool) {
     #[cfg(target_arch = "x86_64")]
     x86::choose(gathers);
     #[cfg(not(target_arch = "x86_64"))]

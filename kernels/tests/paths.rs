@@ -171,7 +171,7 @@ impl Case {
         scratch: &mut Scratch,
     ) -> Vec<f32> {
         let mut once = |gathers| {
-            choose_gathers(Some(gathers));
+            choose_gathers(gathers);
             let mut out = vec![f32::NAN; rows.len() * act_rows.len()];
             matmul(
                 isa,

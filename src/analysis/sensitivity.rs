@@ -52,6 +52,22 @@ pub struct SensitivityOptions {
     pub kept: usize,
 }
 
+/// [`SensitivityOptions::kept`] where much text is compared.
+const KEPT_OF_MUCH: usize = 256;
+
+impl SensitivityOptions {
+    /// To measure on much text how domains differ: `chunks`, of the domains `domains`.
+    pub fn by_domain(chunks: &[Vec<i32>], domains: Vec<usize>, n_threads: usize) -> Self {
+        let longest = chunks.iter().map(Vec::len).max().unwrap_or(0);
+        Self {
+            n_threads,
+            first_output: longest / 8,
+            domains,
+            kept: KEPT_OF_MUCH,
+        }
+    }
+}
+
 /// Mean KL divergence in nats, and that of each domain's text.
 type Divergence = (f64, Vec<f64>);
 

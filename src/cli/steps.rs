@@ -355,11 +355,7 @@ fn sensitivity(
         && let Some(group) = groups.iter().min_by(|a, b| usual(a).total_cmp(&usual(b)))
     {
         let (much, domains) = chunks.even_sample(tokens as usize);
-        let options = SensitivityOptions {
-            domains,
-            kept: 256,
-            ..options
-        };
+        let options = SensitivityOptions::by_domain(&much, domains, options.n_threads);
         let mut bench = Sensitivity::new(model, &source.gguf, &importance, &much, &options)?;
         let each = bench.measure_by_domain(group)?;
         analysis.domain_levels = levels(&each, &analysis.probe_tokens);
@@ -561,11 +557,13 @@ pub(super) fn plan(
     };
     let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
     let model;
-    let measured_on = MeasuredFares::options(analysis, global.n_threads());
+    let checks = &analysis.checks;
+    let domains = checks.domains.clone();
+    let measured_on = SensitivityOptions::by_domain(&checks.chunks, domains, global.n_threads());
     let mut measured = None;
     if !strategy.no_measure
         && scenario != Scenario::Balanced
-        && !analysis.checks.domains.is_empty()
+        && !checks.domains.is_empty()
         && analysis.origin.model_digest == source.digest
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");

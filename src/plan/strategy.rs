@@ -218,10 +218,7 @@ impl Maker<'_, '_> {
                 anyhow::Ok((weights, plan))
             };
         let even = vec![1.0; self.n_domains()];
-        let balanced = self.balanced()?;
-        let keeps_sizes = self.granularity == Granularity::Expert && measured.is_none();
-        let sizes = keeps_sizes.then_some(&balanced);
-        let best_with = |factors: &[f64]| {
+        let best_with = |sizes: Option<&Plan>, factors: &[f64]| {
             let tensor = Granularity::Tensor;
             let (weights, plan) = rounds(None, even.clone(), ROBUST_ROUNDS, tensor, factors)?;
             if self.granularity == tensor {
@@ -237,8 +234,13 @@ impl Maker<'_, '_> {
             anyhow::Ok(expert.1)
         };
         let Some(measured) = measured else {
-            return best_with(&even);
+            let sizes = match self.granularity {
+                Granularity::Expert => Some(self.balanced()?),
+                Granularity::Tensor => None,
+            };
+            return best_with(sizes.as_ref(), &even);
         };
+        let balanced = self.balanced()?;
         let mut fares = measured.of(&balanced)?;
         let mut best = (worst(&fares), balanced.clone());
         let mut last = balanced.clone();
@@ -250,7 +252,8 @@ impl Maker<'_, '_> {
             } else {
                 let usual = expected.fares(&last);
                 let factor = |(f, e): (&f64, f64)| if e > 0.0 { f / e } else { 1.0 };
-                best_with(&fares.iter().zip(usual).map(factor).collect::<Vec<f64>>())?
+                let factors: Vec<f64> = fares.iter().zip(usual).map(factor).collect();
+                best_with(None, &factors)?
             };
             if plan.chooses_as(&last) {
                 break;

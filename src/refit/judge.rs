@@ -9,9 +9,6 @@ use crate::plan::{Fares, Plan};
 use crate::progress::Progress;
 use crate::runtime::Model;
 
-/// Tokens of each reference distribution that are compared one by one.
-const KEPT: usize = 256;
-
 /// Puts a plan into a loaded model, refit included, and measures the divergence of each domain's text.
 pub struct MeasuredFares<'m, 'a> {
     model: &'m Model,
@@ -25,7 +22,7 @@ pub struct MeasuredFares<'m, 'a> {
 
 impl<'m, 'a> MeasuredFares<'m, 'a> {
     /// With `model`, which must be without repacking and as it was loaded. Plans are fitted as `options` say on the
-    /// analysis's sample and judged, as `measured` says ([`MeasuredFares::options`]), on its checks.
+    /// analysis's sample and judged, as `measured` says ([`SensitivityOptions::by_domain`]), on its checks.
     ///
     /// # Errors
     /// There is no text, or the model cannot be evaluated.
@@ -49,18 +46,6 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
             progress,
             bench,
         })
-    }
-
-    /// What is measured on `checks`.
-    pub fn options(analysis: &Analysis, n_threads: usize) -> SensitivityOptions {
-        let checks = &analysis.checks;
-        let longest = checks.chunks.iter().map(Vec::len).max().unwrap_or(0);
-        SensitivityOptions {
-            n_threads,
-            first_output: longest / 8,
-            domains: checks.domains.clone(),
-            kept: KEPT,
-        }
     }
 }
 

@@ -51,6 +51,7 @@ pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
     }
 }
 
+/// As [`matmul_super`], entries of tables gathered or not.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn super_some<S: SuperAvx2, const GATHER: bool>(job: &Job, out: &mut [f32]) {
     match job.act_rows.len() {

@@ -22,10 +22,9 @@ pub(super) fn gathers() -> bool {
     }
 }
 
-/// Chooses the way, for tests; `None` measures again.
-pub(crate) fn choose(gathers: Option<bool>) {
-    let way = gathers.map_or(UNKNOWN, |g| if g { GATHER } else { ONE_BY_ONE });
-    WAY.store(way, Relaxed);
+/// Chooses the way.
+pub(crate) fn choose(gathers: bool) {
+    WAY.store(if gathers { GATHER } else { ONE_BY_ONE }, Relaxed);
 }
 
 #[cold]
@@ -36,7 +35,7 @@ fn find_out() -> bool {
     let gathers = unsafe { fastest(|| gathered(&table, &indices)) };
     let singles = fastest(|| single(&table, &indices));
     let faster = gathers < singles;
-    choose(Some(faster));
+    choose(faster);
     faster
 }
 
