@@ -75,8 +75,11 @@ fn analysis() -> Analysis {
     let of_domain = |name: &str| Domain {
         name: name.into(),
         routers: [(0, router.clone()), (11, router.clone())].into(),
+        ..Domain::default()
     };
     a.domains = vec![of_domain("code"), of_domain("prose")];
+    a.domains[1].keep_channels(&a.weights);
+    assert!(!a.domains[1].weights.is_empty());
     let mut together = Coactivation::new(3);
     together.add(&[0, 2]);
     a.coactivation.insert(11, together);

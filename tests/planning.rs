@@ -106,6 +106,7 @@ fn analysis(source: &Gguf, view: &ModelView) -> Analysis {
         a.domains.push(Domain {
             name: format!("domain {d}"),
             routers,
+            ..Domain::default()
         });
     }
     let candidates = Candidates::default();

@@ -92,7 +92,7 @@ pub(super) fn from_gguf(gguf: &Gguf) -> Result<Analysis> {
 fn gguf_entries(gguf: &Gguf) -> Result<Analysis> {
     let meta = &gguf.metadata;
     let mut analysis = Analysis {
-        weights: gguf_weights(gguf, GgmlType::F32)?,
+        weights: gguf_weights(gguf, "", GgmlType::F32)?,
         ..Analysis::default()
     };
     if analysis.weights.is_empty() {
@@ -120,12 +120,14 @@ fn gguf_entries(gguf: &Gguf) -> Result<Analysis> {
     Ok(analysis)
 }
 
-/// Reads the tensors `NAME.in_sum2`, `NAME.counts` and, where there are, `NAME.in_sum`. Others are passed over.
+/// Reads the tensors `NAME.in_sum2`, `NAME.counts` and, where there are, `NAME.in_sum`, all after `prefix`. Others are
+/// passed over.
 ///
 /// # Errors
 /// A tensor is missing, of another type, or contradicts its siblings; names it.
 pub(super) fn gguf_weights(
     gguf: &Gguf,
+    prefix: &str,
     counts_type: GgmlType,
 ) -> Result<BTreeMap<String, WeightStats>> {
     #[derive(Default)]
@@ -136,20 +138,24 @@ pub(super) fn gguf_weights(
     }
     let mut found: BTreeMap<&str, Found> = BTreeMap::new();
     for tensor in &gguf.tensors {
-        let name = tensor.name.as_str();
+        let Some(name) = tensor.name.strip_prefix(prefix) else {
+            continue;
+        };
+        if name.starts_with(super::store::RESERVED) {
+            continue;
+        }
         if let Some(name) = name.strip_suffix(".in_sum2") {
             found.entry(name).or_default().sum_sq = Some(tensor);
         } else if let Some(name) = name.strip_suffix(".counts") {
-            if !name.starts_with(super::store::RESERVED) {
-                found.entry(name).or_default().counts = Some(tensor);
-            }
+            found.entry(name).or_default().counts = Some(tensor);
         } else if let Some(name) = name.strip_suffix(".in_sum") {
             found.entry(name).or_default().sum = Some(tensor);
         }
     }
     let mut weights = BTreeMap::new();
     for (name, found) in found {
-        let missing = |what: &str| format!("tensor {name}.{what} is missing; make the file again");
+        let missing =
+            |what: &str| format!("tensor {prefix}{name}.{what} is missing; make the file again");
         let sum_sq = found.sum_sq.with_context(|| missing("in_sum2"))?;
         let counts = found.counts.with_context(|| missing("counts"))?;
         ensure!(
@@ -508,6 +514,17 @@ pub(super) fn check_weight(name: &str, w: &WeightStats) -> Result<()> {
 /// # Errors
 /// The number of values or counts does not suit a tensor; names it and both shapes. Nothing is changed then.
 pub fn fit_to_model(analysis: &mut Analysis, gguf: &Gguf) -> Result<Vec<String>> {
+    for domain in &analysis.domains {
+        for (name, w) in domain.weights.iter() {
+            let beside = analysis.weights.get(name);
+            ensure!(
+                beside.is_none_or(|all| all.sum_sq.len() == w.sum_sq.len()),
+                "tensor {name}: statistics of {} values in domain '{}', and of another number in all text; analyze the model again",
+                w.sum_sq.len(),
+                domain.name
+            );
+        }
+    }
     let mut shapes = Vec::new();
     let mut unknown = Vec::new();
     for (name, w) in &analysis.weights {

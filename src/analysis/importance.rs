@@ -25,9 +25,18 @@ pub enum Unreached {
 impl Importance {
     /// From an analysis. `unreached` decides on experts without tokens.
     pub fn new(analysis: &Analysis, unreached: Unreached) -> Self {
-        let tensors = analysis
-            .weights
-            .iter()
+        Self::of_stats(&analysis.weights, unreached)
+    }
+
+    /// As [`Importance::new`], as if the text were a mix of the domains with these weights
+    /// ([`Analysis::channels_of_mix`]).
+    pub fn of_mix(analysis: &Analysis, weights: &[f64], unreached: Unreached) -> Self {
+        Self::of_stats(&analysis.channels_of_mix(weights), unreached)
+    }
+
+    fn of_stats(stats: &BTreeMap<String, WeightStats>, unreached: Unreached) -> Self {
+        let each = stats.iter();
+        let tensors = each
             .map(|(name, stats)| (name.clone(), (stats.n_in, channel_means(stats, unreached))))
             .collect();
         Self { tensors }

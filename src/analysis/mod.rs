@@ -7,6 +7,7 @@ mod error;
 mod exchange;
 pub mod imatrix;
 mod importance;
+mod mix;
 pub mod routing;
 mod sensitivity;
 mod stages;
@@ -21,6 +22,7 @@ pub use distribution::{
 pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub(crate) use exchange::Exchange;
 pub use importance::{Importance, Unreached};
+pub use mix::Mix;
 pub use sensitivity::{JointProbe, Probe, Sensitivity, SensitivityOptions};
 pub use stages::{Stage, Stages};
 pub use stats::{Analysis, Coactivation, Domain, Origin, RouterStats, Sample, WeightStats};

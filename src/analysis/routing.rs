@@ -210,6 +210,7 @@ mod tests {
         Domain {
             name: name.into(),
             routers: layers.iter().map(|c| router(c)).enumerate().collect(),
+            ..Domain::default()
         }
     }
 

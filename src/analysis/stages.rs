@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::error::ErrorTable;
 use super::stats::{Analysis, Sample};
@@ -106,6 +107,9 @@ impl Stages {
         }
         if !self.has(Stage::Mapping) {
             a.weights = BTreeMap::new();
+            for domain in &mut a.domains {
+                domain.weights = Arc::default();
+            }
             a.errors = ErrorTable::default();
             a.probes.clear();
             a.joint.clear();

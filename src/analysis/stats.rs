@@ -1,6 +1,7 @@
 //! The quantities an analysis holds.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
@@ -125,6 +126,23 @@ impl WeightStats {
         }
         Ok(())
     }
+}
+
+fn merge_weights(
+    ours: &mut BTreeMap<String, WeightStats>,
+    theirs: &BTreeMap<String, WeightStats>,
+) -> Result<()> {
+    for (name, theirs) in theirs {
+        match ours.get_mut(name) {
+            Some(ours) => ours
+                .merge(theirs)
+                .map_err(|e| e.context(format!("tensor {name}")))?,
+            None => {
+                ours.insert(name.clone(), theirs.clone());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn merge_routers(
@@ -270,13 +288,15 @@ impl RouterStats {
     }
 }
 
-/// What the routers did with the text of one domain.
+/// What the text of one domain did.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Domain {
     /// The domain's label; empty for text without one.
     pub name: String,
     /// By layer.
     pub routers: BTreeMap<usize, RouterStats>,
+    /// By tensor name, without plain sums; empty when unknown, as where a text is all of one domain.
+    pub weights: Arc<BTreeMap<String, WeightStats>>,
 }
 
 /// Which experts of a layer tokens are sent to together.
@@ -467,8 +487,8 @@ impl Analysis {
 
     /// The same analysis as if its text were a mix of the domains with these weights: routing and effects are
     /// the domains' weighted means per token, drawn towards the even mix by the tokens behind them, because other text of
-    /// a domain is not routed quite as the text that was seen. Channel statistics and errors stay as they are. Domains of which
-    /// nothing is known keep what was measured together.
+    /// a domain is not routed quite as the text that was seen. Channel statistics (see [`Analysis::channels_of_mix`]) and
+    /// errors stay as they are. Domains of which nothing is known keep what was measured together.
     pub fn for_mix(&self, weights: &[f64]) -> Analysis {
         self.mixed(weights, DOMAIN_TOKENS)
     }
@@ -565,16 +585,7 @@ impl Analysis {
             self.errors = ErrorTable::default();
             self.distributions.clear();
         }
-        for (name, theirs) in &other.weights {
-            match self.weights.get_mut(name) {
-                Some(ours) => ours
-                    .merge(theirs)
-                    .map_err(|e| e.context(format!("tensor {name}")))?,
-                None => {
-                    self.weights.insert(name.clone(), theirs.clone());
-                }
-            }
-        }
+        merge_weights(&mut self.weights, &other.weights)?;
         merge_routers(&mut self.routers, &other.routers)?;
         for (layer, theirs) in &other.coactivation {
             match self.coactivation.get_mut(layer) {
@@ -588,7 +599,10 @@ impl Analysis {
         }
         for theirs in &other.domains {
             match self.domains.iter_mut().find(|d| d.name == theirs.name) {
-                Some(ours) => merge_routers(&mut ours.routers, &theirs.routers)?,
+                Some(ours) => {
+                    merge_routers(&mut ours.routers, &theirs.routers)?;
+                    merge_weights(Arc::make_mut(&mut ours.weights), &theirs.weights)?;
+                }
                 None => self.domains.push(theirs.clone()),
             }
         }
@@ -660,6 +674,7 @@ mod tests {
         let domain = |name: &str, counts: &[f64]| Domain {
             name: name.into(),
             routers: BTreeMap::from([(0, router(counts))]),
+            ..Domain::default()
         };
         let mut a = Analysis {
             routers: BTreeMap::from([(0, router(&[100.0, 10.0]))]),

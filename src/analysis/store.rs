@@ -3,7 +3,8 @@
 //! It is a GGUF container with `general.type` = "moqa-analysis". Statistics of weights are the tensors
 //! `NAME.in_sum2` [n_in, n_mat] and `NAME.in_sum` in F32 and `NAME.counts` [1, n_counts] in F64; those of
 //! routers are `moqa.router.N.{counts,gate_mass,gate_mass_sq}` [n_expert] in F64 with the keys
-//! `moqa.router.N.{tokens,n_used}`; measured effects and errors are parallel
+//! `moqa.router.N.{tokens,n_used}`; statistics of weights in the text of domain `N` are `moqa.domain.N.NAME.{in_sum2,counts}`,
+//! of equal inputs once; measured effects and errors are parallel
 //! arrays `moqa.probes.{tensor,type,value}` and `moqa.errors.*` (see [`set_errors`]). The optional arrays
 //! `moqa.distribution.*` hold the distributions of weights (see [`set_distributions`]).
 
@@ -183,6 +184,12 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
     for (name, w) in &analysis.weights {
         imatrix::push_specs(&mut specs, name, w, w.n_in, w.n_mat(), GgmlType::F64)?;
     }
+    for (i, domain) in analysis.domains.iter().enumerate() {
+        for (name, w) in domain.weights.iter() {
+            let name = format!("{}.{name}", domain_prefix(i));
+            imatrix::push_specs(&mut specs, &name, w, w.n_in, w.n_mat(), GgmlType::F64)?;
+        }
+    }
     for (layer, r) in &analysis.routers {
         for (what, values) in router_parts(r) {
             let dims =
@@ -212,6 +219,12 @@ fn serialize(out: impl Write, analysis: &Analysis) -> Result<()> {
     let mut writer = GgufWriter::new(out, &layout)?;
     for (name, w) in &analysis.weights {
         imatrix::write_weight(&mut writer, name, w, &f64_bytes(&w.counts))?;
+    }
+    for (i, domain) in analysis.domains.iter().enumerate() {
+        for (name, w) in domain.weights.iter() {
+            let name = format!("{}.{name}", domain_prefix(i));
+            imatrix::write_weight(&mut writer, &name, w, &f64_bytes(&w.counts))?;
+        }
     }
     for (layer, r) in &analysis.routers {
         for (what, values) in router_parts(r) {
@@ -246,7 +259,8 @@ fn f64_bytes(values: &[f64]) -> Vec<u8> {
 
 /// What holds of every analysis that is saved or loaded.
 fn check(analysis: &Analysis) -> Result<()> {
-    for (name, w) in &analysis.weights {
+    let of_domains = analysis.domains.iter().flat_map(|d| d.weights.iter());
+    for (name, w) in analysis.weights.iter().chain(of_domains) {
         ensure!(
             !name.is_empty() && !name.starts_with(RESERVED),
             "a tensor named '{name}' cannot be kept in an analysis"
@@ -753,7 +767,7 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
         .collect();
     analysis.origin.n_ctx = size(KEY_N_CTX)?;
     analysis.origin.n_chunks = size(KEY_N_CHUNKS)?;
-    analysis.weights = imatrix::gguf_weights(gguf, GgmlType::F64)?;
+    analysis.weights = imatrix::gguf_weights(gguf, "", GgmlType::F64)?;
 
     let Some(Array::U64(layers)) = meta.get_array(KEY_ROUTERS) else {
         bail!(wrong(KEY_ROUTERS))
@@ -787,10 +801,14 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
     }
 
     for (i, name) in texts(KEY_DOMAINS)?.into_iter().enumerate() {
-        let routers = routers(meta, &domain_prefix(i)).context(ADVICE)?;
+        let prefix = domain_prefix(i);
+        let routers = routers(meta, &prefix).context(ADVICE)?;
+        // Absent from files of earlier versions.
+        let weights = imatrix::gguf_weights(gguf, &format!("{prefix}."), GgmlType::F64)?;
         analysis.domains.push(Domain {
             name: name.to_owned(),
             routers,
+            weights: weights.into(),
         });
     }
     let by_domain_key = format!("{PROBES}.by_domain");
@@ -867,9 +885,11 @@ fn parse(gguf: &Gguf) -> Result<Analysis> {
     analysis.sample = sample(meta, SAMPLE, 0).context(ADVICE)?;
     analysis.checks = sample(meta, CHECKS, analysis.domains.len()).context(ADVICE)?;
 
+    let of_domains = analysis.domains.iter().flat_map(|d| d.weights.values());
     let expected: usize = analysis
         .weights
         .values()
+        .chain(of_domains)
         .map(|w| 2 + usize::from(!w.sum.is_empty()))
         .sum::<usize>()
         + 3 * analysis.routers.len()

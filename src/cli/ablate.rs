@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::report::{REPORT_VERSION, describe_model, short_name};
 use super::{AgainstArgs, BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
-use crate::analysis::{Analysis, Corpus, Importance, Stage, Stages, Unreached, chunk_tokens};
+use crate::analysis::{Analysis, Corpus, Stage, Stages, Unreached, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, Reference, evaluate};
 use crate::output::{Scratch, check_writable, write_file};
 use crate::refit;
@@ -111,14 +111,15 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
         for (off, analysis) in &mut variants {
             let name = off.map_or("all stages".to_owned(), |s| format!("without {s}"));
             let plan = steps::plan(&source, analysis, &budget, &strategy, &args.data, global)?;
-            let importance = Importance::new(analysis, Unreached::default());
+            let importance = steps::importance_for(analysis, &plan, Unreached::default())?;
+            let shares = plan.shares(analysis)?;
             let report = {
                 let _exchanged = refit::refit_in_place(
                     &model,
                     &source.gguf,
                     &plan,
                     &importance,
-                    &analysis.sample.chunks,
+                    &refit::RefitText::new(analysis, shares.as_deref()),
                     refit::RefitOptions {
                         scales: !args.data.no_refit && *off != Some(Stage::Mapping),
                         routers: !args.data.no_refit && *off != Some(Stage::Correlation),

@@ -211,11 +211,12 @@ impl Bench<'_> {
             split_max_bytes: None,
         };
         let progress = self.global.progress();
+        let importance = steps::importance_for(analysis, plan, Unreached::default())?;
         let refit = steps::refit(
             self.source,
             analysis,
             plan,
-            self.importance,
+            &importance,
             self.data,
             self.global,
         )?;
@@ -230,7 +231,7 @@ impl Bench<'_> {
                 &metadata,
                 plan,
                 out,
-                self.importance,
+                &importance,
                 &refit,
                 &file,
                 &options,
@@ -259,7 +260,7 @@ impl Bench<'_> {
             &metadata,
             &types,
             &Mixture::default(),
-            self.importance,
+            &importance,
             &refit,
             &file,
             &options,

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
-use crate::analysis::{self, Analysis, Importance, Unreached};
+use crate::analysis::{self, Analysis, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode_mixed, output_metadata};
 use crate::gguf::GgmlType;
 use crate::mixed::{Mixture, guard_metadata};
@@ -130,7 +130,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     } else {
         Unreached::Pooled
     };
-    let importance = Importance::new(&analysis, unreached);
+    let importance = steps::importance_for(&analysis, &plan, unreached)?;
     let options = EncodeOptions {
         n_threads: global.n_threads(),
         split_max_bytes: args.split_max_size,

@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use super::{DataArgs, FolderArgs, Global, steps};
-use crate::analysis::{Importance, Unreached};
+use crate::analysis::Unreached;
 use crate::encode::{EncodeOptions, output_metadata, simulate};
 use crate::gguf::GgmlType;
 use crate::output::{check_writable, refuse_overwriting};
@@ -52,7 +52,7 @@ pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
         args.plan.display()
     );
     let analysis = steps::analysis(&source, &args.data, false, global)?;
-    let importance = Importance::new(&analysis, Unreached::default());
+    let importance = steps::importance_for(&analysis, &plan, Unreached::default())?;
     let refit = steps::refit(&source, &analysis, &plan, &importance, &args.data, global)?;
     let kept: BTreeMap<String, GgmlType> = plan
         .tensors

@@ -18,7 +18,7 @@ use crate::mixed;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Fares, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
 use crate::progress::Progress;
-use crate::refit::{self, MeasuredFares, RefitOptions};
+use crate::refit::{self, MeasuredFares, RefitOptions, RefitText};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -212,23 +212,29 @@ fn collect(
         .progress()
         .bar("calibration pass", n_chunks, "chunks");
     let mut all = Analysis::default();
+    let several = chunks.labels.len() > 1;
     for (label, chunks) in chunks.labels.iter().zip(&chunks.by_domain) {
         let options = CollectOptions {
             n_ctx: chunks[0].len(),
             n_threads: global.n_threads(),
         };
         let mut measured = analysis::collect(model, chunks, &options, &bar)?;
-        measured.domains.push(Domain {
+        let mut domain = Domain {
             name: label.clone(),
             routers: measured.routers.clone(),
-        });
+            ..Domain::default()
+        };
+        if several {
+            domain.keep_channels(&measured.weights);
+        }
+        measured.domains.push(domain);
         all.merge(&measured)?;
     }
     bar.finish();
     let longest = chunks.by_domain.iter().flatten().map(Vec::len).max();
     let n = SAMPLE_TOKENS / longest.unwrap_or(1).max(1);
     all.sample.chunks = chunks.sample(n.max(1)).0;
-    if chunks.labels.len() > 1 {
+    if several {
         (all.checks.chunks, all.checks.domains) = chunks.even_sample(LEVEL_TOKENS);
     }
     all.origin.architecture.clone_from(&source.view.arch);
@@ -585,6 +591,21 @@ pub(super) fn plan(
     Ok(plan)
 }
 
+/// Importance of channels in the text that a plan is for.
+///
+/// # Errors
+/// The plan is for domains that the analysis does not have.
+pub(super) fn importance_for(
+    analysis: &Analysis,
+    plan: &Plan,
+    unreached: Unreached,
+) -> Result<Importance> {
+    Ok(match plan.shares(analysis)? {
+        Some(shares) => Importance::of_mix(analysis, &shares, unreached),
+        None => Importance::new(analysis, unreached),
+    })
+}
+
 /// What is fitted to a plan.
 fn refit_options(args: &DataArgs, global: &Global) -> RefitOptions {
     let stages = args.stages();
@@ -614,12 +635,13 @@ pub(super) fn refit(
         return Ok(Refit::default());
     }
     let model = load(&source.gguf, &ModelOptions::default())?;
+    let shares = plan.shares(analysis)?;
     let (refit, _) = refit::refit_in_place(
         &model,
         &source.gguf,
         plan,
         importance,
-        &analysis.sample.chunks,
+        &RefitText::new(analysis, shares.as_deref()),
         options,
         &global.progress(),
     )?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::{Analysis, Mix};
 use crate::gguf::{GgmlType, Gguf};
 
 /// Version of the recipe's form.
@@ -80,6 +81,9 @@ pub struct Plan {
     pub bound: f64,
     /// Whether the objective is proved to be the smallest.
     pub exact: bool,
+    /// The domains that it is for, and their shares: what channels matter and what is fitted to it go by them. Empty where
+    /// it is for all text as it is.
+    pub mix: Mix,
     /// In the order of the file.
     pub tensors: Vec<TensorChoice>,
 }
@@ -104,6 +108,8 @@ struct Recipe {
     bound: f64,
     #[serde(default)]
     exact: bool,
+    #[serde(default)]
+    mix: Mix,
     tensors: BTreeMap<String, TypeOrTypes>,
 }
 
@@ -130,9 +136,23 @@ impl Plan {
         mixed.map(|t| (t.name.clone(), t.experts.clone())).collect()
     }
 
-    /// Whether another plan chooses the same types.
+    /// Whether another plan chooses the same types for the same domains.
     pub fn chooses_as(&self, other: &Plan) -> bool {
-        self.types() == other.types() && self.expert_types() == other.expert_types()
+        self.mix == other.mix
+            && self.types() == other.types()
+            && self.expert_types() == other.expert_types()
+    }
+
+    /// The shares of the analysis's domains in what the plan is for; `None` where it is for all text as it is, or where the
+    /// analysis knows of no domains.
+    ///
+    /// # Errors
+    /// The analysis has other domains.
+    pub fn shares(&self, analysis: &Analysis) -> Result<Option<Vec<f64>>> {
+        if self.mix.is_empty() || analysis.domains.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(analysis.shares(&self.mix)?))
     }
 
     /// Relative distance of the objective from the bound.
@@ -165,6 +185,12 @@ impl Plan {
             self.bound
         );
         let _ = writeln!(s, "exact = {}", self.exact);
+        if !self.mix.is_empty() {
+            s.push_str("\n[mix] # shares of the domains that it is for\n");
+            for (name, share) in &self.mix {
+                let _ = writeln!(s, "{} = {share:?}", toml::Value::String(name.clone()));
+            }
+        }
         s.push_str("\n[tensors]\n");
         for t in &self.tensors {
             let key = toml::Value::String(t.name.clone()).to_string();
@@ -255,6 +281,7 @@ impl Plan {
             objective: recipe.objective,
             bound: recipe.bound,
             exact: recipe.exact,
+            mix: recipe.mix,
             tensors,
         })
     }
@@ -338,6 +365,7 @@ mod tests {
             bpw: 3.25,
             objective: 0.0125,
             bound: 0.0124,
+            mix: Mix::from([("code".to_owned(), 0.7), ("pro\"se".to_owned(), 0.3)]),
             tensors: vec![
                 TensorChoice {
                     name: "a.weight".into(),

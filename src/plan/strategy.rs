@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cost::CostModel;
 use super::recipe::Plan;
 use super::solve::{Budget, Granularity, PlanInputs, expected_divergence, make_plan};
-use crate::analysis::Analysis;
+use crate::analysis::{Analysis, Mix};
 
 /// Which text the model will see.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,6 +55,9 @@ const BOUND_STEP: (f64, f64) = (0.3, 2.0);
 /// How it changes at least where too much was lost, or the next plan may be the same.
 const LESS: f64 = 0.8;
 
+/// How near to the worst a domain fares, as a share of it, for channels and fit to go by it `1/e` as much.
+const ROBUST_WIDTH: f64 = 0.05;
+
 /// Makes the plan for a scenario.
 ///
 /// [`Scenario::Workload`] minimises the expected divergence of the mix while no domain that is not named is expected to
@@ -69,6 +72,9 @@ const LESS: f64 = 0.8;
 /// With `measured`, a few plans are made so and measured, each with what the one before has taught: how much more is lost
 /// than was expected, and by how much each domain fares worse than was expected. The best of them as measured is taken,
 /// the balanced one among them.
+///
+/// Channels and what is fitted go by the workload's mix ([`Plan::mix`]); in the measured robust plan mostly by the domains
+/// that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
 ///
 /// With a type for each expert, a workload's plan and the robust one that is not measured move bits between the experts of
 /// a tensor of the balanced plan, and none between tensors, whose effects in one domain were measured on little text: of
@@ -123,6 +129,13 @@ impl Maker<'_, '_> {
         make_plan(&inputs, self.budget, granularity)
     }
 
+    /// Shares of the domains by name.
+    fn named(&self, shares: &[f64]) -> Mix {
+        let domains = self.inputs.analysis.domains.iter();
+        let named = domains.zip(shares).filter(|(_, s)| **s > 0.0);
+        named.map(|(d, s)| (d.name.clone(), *s)).collect()
+    }
+
     fn balanced(&self) -> Result<Plan> {
         self.plan(None, &vec![1.0; self.n_domains()], self.granularity)
     }
@@ -132,6 +145,10 @@ impl Maker<'_, '_> {
         let mut mix = workload(self.inputs.analysis, named)?;
         let total: f64 = mix.iter().sum();
         mix.iter_mut().for_each(|w| *w /= total);
+        let for_mix = |plan: Plan| Plan {
+            mix: self.named(&mix),
+            ..plan
+        };
         let of_mix = |fares: &[f64]| fares.iter().zip(&mix).map(|(f, w)| f * w).sum::<f64>();
         let is_named = |d: &usize| named.iter().any(|n| n.0 == domains[*d].name);
         let others: Vec<usize> = (0..domains.len()).filter(|d| !is_named(d)).collect();
@@ -165,10 +182,16 @@ impl Maker<'_, '_> {
             Ok(best.map(|b| b.1))
         };
         let Some(measured) = measured else {
-            return Ok(within(OTHERS_LOSE)?.unwrap_or(balanced));
+            return Ok(for_mix(within(OTHERS_LOSE)?.unwrap_or(balanced)));
         };
         let usual = measured.of(&balanced)?;
         let mut best = (of_mix(&usual), balanced.clone());
+        // The same types, with what the mix says of channels and what is fitted to it.
+        let fitted = for_mix(balanced.clone());
+        let fares = measured.of(&fitted)?;
+        if most_lost(&fares, &usual) <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {
+            best = (of_mix(&fares), fitted);
+        }
         let mut bound = OTHERS_LOSE;
         let mut last = balanced.clone();
         for _ in 0..MEASURED_PLANS {
@@ -177,6 +200,7 @@ impl Maker<'_, '_> {
                 break;
             }
             last = plan.clone();
+            let plan = for_mix(plan);
             let fares = measured.of(&plan)?;
             let lost = most_lost(&fares, &usual);
             if lost <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {
@@ -244,16 +268,38 @@ impl Maker<'_, '_> {
         let mut fares = measured.of(&balanced)?;
         let mut best = (worst(&fares), balanced.clone());
         let mut last = balanced.clone();
+        // The balanced plan's types, with channels and fit mostly for the domains that fare worst.
+        let towards = |fares: &[f64]| {
+            let worst = worst(fares);
+            let near = |f: &f64| ((f / worst - 1.0) / ROBUST_WIDTH).exp();
+            let shares: Vec<f64> = fares.iter().map(near).collect();
+            let total: f64 = shares.iter().sum();
+            self.named(&shares.iter().map(|s| s / total).collect::<Vec<f64>>())
+        };
+        let mix = towards(&fares);
+        let fitted = Plan {
+            mix: mix.clone(),
+            ..balanced.clone()
+        };
+        let of_fitted = measured.of(&fitted)?;
+        if worst(&of_fitted) < best.0 {
+            best = (worst(&of_fitted), fitted);
+        }
         for round in 0..MEASURED_PLANS {
             let plan = if round == 0 {
                 // For the domain that fares worst, alone.
-                let alone = fares.iter().map(|f| f64::from(*f >= best.0));
+                let least = worst(&fares);
+                let alone = fares.iter().map(|f| f64::from(*f >= least));
                 self.plan(None, &alone.collect::<Vec<f64>>(), self.granularity)?
             } else {
                 let usual = expected.fares(&last);
                 let factor = |(f, e): (&f64, f64)| if e > 0.0 { f / e } else { 1.0 };
                 let factors: Vec<f64> = fares.iter().zip(usual).map(factor).collect();
                 best_with(None, &factors)?
+            };
+            let plan = Plan {
+                mix: mix.clone(),
+                ..plan
             };
             if plan.chooses_as(&last) {
                 break;

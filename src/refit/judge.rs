@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 
 use super::measure::{RefitOptions, refit_in_place};
-use crate::analysis::{Analysis, Importance, Sensitivity, SensitivityOptions};
+use super::text::RefitText;
+use crate::analysis::{Analysis, Importance, Sensitivity, SensitivityOptions, Unreached};
 use crate::gguf::Gguf;
 use crate::plan::{Fares, Plan};
 use crate::progress::Progress;
@@ -22,7 +23,7 @@ pub struct MeasuredFares<'m, 'a> {
 
 impl<'m, 'a> MeasuredFares<'m, 'a> {
     /// With `model`, which must be without repacking and as it was loaded. Plans are fitted as `options` say on the
-    /// analysis's sample and judged, as `measured` says ([`SensitivityOptions::by_domain`]), on its checks.
+    /// analysis's text for them and judged, as `measured` says ([`SensitivityOptions::by_domain`]), on its checks.
     ///
     /// # Errors
     /// There is no text, or the model cannot be evaluated.
@@ -51,12 +52,15 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
 
 impl Fares for MeasuredFares<'_, '_> {
     fn of(&mut self, plan: &Plan) -> Result<Vec<f64>> {
+        let shares = plan.shares(self.analysis)?;
+        let of_mix = |s: &Vec<f64>| Importance::of_mix(self.analysis, s, Unreached::default());
+        let of_mix = shares.as_ref().map(of_mix);
         let _exchanged = refit_in_place(
             self.model,
             self.source,
             plan,
-            self.importance,
-            &self.analysis.sample.chunks,
+            of_mix.as_ref().unwrap_or(self.importance),
+            &RefitText::new(self.analysis, shares.as_deref()),
             self.options,
             &self.progress,
         )?;

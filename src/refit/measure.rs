@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::exchange::{Planned, changed, install, install_routers, type_of};
 use super::router::{Regression, Token, margin};
+use super::text::RefitText;
 use crate::analysis::Importance;
 use crate::encode::{Refit, can_rescale};
 use crate::ggml;
@@ -31,9 +32,9 @@ pub struct RefitOptions {
     pub n_threads: usize,
 }
 
-/// Fits what [`Refit`] holds for `plan`, on `sample`: chunks of tokens. The loaded model, which must be without repacking,
+/// Fits what [`Refit`] holds for `plan`, on `text`. The loaded model, which must be without repacking,
 /// then is what the plan makes of it, what was fitted included, until the handles are dropped. Takes up to four passes
-/// over the sample, and as much memory as the quantized tensors (in float16 where experts have types of their own).
+/// over the text, and as much memory as the quantized tensors (in float16 where experts have types of their own).
 ///
 /// # Errors
 /// The model cannot be evaluated, or a tensor cannot be quantized.
@@ -42,7 +43,7 @@ pub fn refit_in_place<'m>(
     source: &Gguf,
     plan: &Plan,
     importance: &Importance,
-    sample: &[Vec<i32>],
+    text: &RefitText<'_>,
     options: RefitOptions,
     progress: &Progress,
 ) -> Result<(Refit, WeightHandles<'m>)> {
@@ -59,8 +60,7 @@ pub fn refit_in_place<'m>(
             options.n_threads,
         )
     };
-    let len = sample.iter().map(Vec::len).max();
-    let Some(len) = len.filter(|_| options.scales || options.routers) else {
+    let Some(len) = text.longest().filter(|_| options.scales || options.routers) else {
         for &planned in &tensors {
             put(&mut handles, planned, &refit)?;
         }
@@ -78,14 +78,14 @@ pub fn refit_in_place<'m>(
         + usize::from(!first.is_empty())
         + usize::from(!last.is_empty())
         + usize::from(options.routers);
-    let bar = progress.bar("refit", (passes * sample.len()) as u64, "chunks");
+    let bar = progress.bar("refit", (passes * text.n_chunks()) as u64, "chunks");
     let mut context_options =
         ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
     context_options.observable = true;
     let mut bench = Bench {
         n_seq: context_options.n_seq,
         context: Context::new(model, context_options)?,
-        sample,
+        text,
         bar: &bar,
     };
 
@@ -128,6 +128,7 @@ fn names<'a>(group: &'a [Planned<'a>]) -> impl Iterator<Item = (String, Energy)>
     let empty = |t: &TensorInfo| Energy {
         sums: vec![0.0; t.ne(2) as usize],
         tokens: vec![0.0; t.ne(2) as usize],
+        squares: vec![0.0; t.ne(2) as usize],
     };
     group.iter().map(move |(t, _)| (t.name.clone(), empty(t)))
 }
@@ -147,39 +148,57 @@ fn factors(tensor: &TensorInfo, choice: &TensorChoice, original: &Pass, now: &Pa
             if ty == tensor.ty || !can_rescale(ty) || !(ratio.is_finite() && ratio > 0.0) {
                 return 1.0;
             }
-            let n = a.tokens[e].min(b.tokens[e]);
+            let n = a.effective(e).min(b.effective(e));
             let trust = n / (n + PRIOR_TOKENS);
             (ratio.ln() / 2.0 * trust).exp().clamp(RANGE.0, RANGE.1) as f32
         })
         .collect()
 }
 
+/// An observer of text of which some counts more.
+trait Weighted: Observer {
+    /// Of what follows, a token counts as `weight`.
+    fn set_weight(&mut self, weight: f64);
+}
+
 struct Bench<'m, 's> {
     context: Context<'m>,
     n_seq: usize,
-    sample: &'s [Vec<i32>],
+    text: &'s RefitText<'s>,
     bar: &'s Bar,
 }
 
 impl Bench<'_, '_> {
-    fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        for alike in self.sample.chunk_by(|a, b| a.len() == b.len()) {
-            for group in alike.chunks(self.n_seq) {
-                let sequences: Vec<&[i32]> = group.iter().map(Vec::as_slice).collect();
-                // Outputs of all positions, so that the last layer computes all tokens too.
-                self.context.evaluate(&sequences, 0, Some(&mut *observer))?;
-                self.bar.inc(group.len() as u64);
-            }
+    fn run(&mut self, observer: &mut dyn Weighted) -> Result<()> {
+        for (sequences, weight) in self.text.groups(self.n_seq) {
+            observer.set_weight(weight);
+            // Outputs of all positions, so that the last layer computes all tokens too.
+            self.context.evaluate(&sequences, 0, Some(&mut *observer))?;
+            self.bar.inc(sequences.len() as u64);
         }
         Ok(())
     }
 }
 
-/// Squares of an expert's outputs.
+/// Squares of an expert's outputs, with weights.
 #[derive(Default)]
 struct Energy {
     sums: Vec<f64>,
+    /// Sums of the tokens' weights, and of their squares.
     tokens: Vec<f64>,
+    squares: Vec<f64>,
+}
+
+impl Energy {
+    /// Tokens of equal weight that say as much of an expert (Kish's effective sample size).
+    fn effective(&self, expert: usize) -> f64 {
+        let squares = self.squares[expert];
+        if squares > 0.0 {
+            self.tokens[expert] * self.tokens[expert] / squares
+        } else {
+            0.0
+        }
+    }
 }
 
 /// Energies of outputs by tensor, and what the routers said.
@@ -187,6 +206,7 @@ struct Energy {
 struct Pass {
     energies: BTreeMap<String, Energy>,
     keeps_logits: bool,
+    weight: f64,
     /// By router tensor: logits of all tokens, and experts used.
     logits: BTreeMap<String, Vec<f32>>,
 }
@@ -194,6 +214,12 @@ struct Pass {
 /// A matrix of router weights.
 fn is_router(name: &str) -> bool {
     name.ends_with("ffn_gate_inp.weight")
+}
+
+impl Weighted for Pass {
+    fn set_weight(&mut self, weight: f64) {
+        self.weight = weight;
+    }
 }
 
 impl Observer for Pass {
@@ -229,8 +255,9 @@ impl Observer for Pass {
                     (id as usize) < energy.sums.len(),
                 ) {
                     let square: f32 = row.iter().map(|v| v * v).sum();
-                    energy.sums[id as usize] += f64::from(square);
-                    energy.tokens[id as usize] += 1.0;
+                    energy.sums[id as usize] += self.weight * f64::from(square);
+                    energy.tokens[id as usize] += self.weight;
+                    energy.squares[id as usize] += self.weight * self.weight;
                 }
             }
         }
@@ -241,14 +268,15 @@ impl Observer for Pass {
 struct RouterPass {
     /// By router tensor.
     fits: BTreeMap<String, RouterFit>,
+    weight: f64,
 }
 
 struct RouterFit {
     /// The original's logits of all tokens.
     wanted: Vec<f32>,
     n_expert: usize,
-    /// What each token counts.
-    weights: Vec<f64>,
+    /// How near each token is to a tie.
+    nearness: Vec<f64>,
     /// Tokens seen.
     at: usize,
     regression: Option<Regression>,
@@ -273,7 +301,7 @@ impl RouterPass {
                 let typical = TYPICAL * mean;
                 let fit = RouterFit {
                     n_expert,
-                    weights: margins.iter().map(|m| (-m / typical).exp()).collect(),
+                    nearness: margins.iter().map(|m| (-m / typical).exp()).collect(),
                     at: 0,
                     regression: None,
                     wanted,
@@ -281,7 +309,7 @@ impl RouterPass {
                 Some((name, fit))
             })
             .collect();
-        Ok(Self { fits })
+        Ok(Self { fits, weight: 1.0 })
     }
 
     fn finish(self, source: &Gguf) -> Result<BTreeMap<String, Vec<f32>>> {
@@ -290,7 +318,7 @@ impl RouterPass {
             let (Some(tensor), Some(regression)) = (source.tensor(&name), fit.regression) else {
                 continue;
             };
-            if fit.at != fit.weights.len() || !ggml::can_decode(tensor.ty) {
+            if fit.at != fit.nearness.len() || !ggml::can_decode(tensor.ty) {
                 continue;
             }
             let Some(add) = regression.solve() else {
@@ -306,6 +334,12 @@ impl RouterPass {
             routers.insert(name, values);
         }
         Ok(routers)
+    }
+}
+
+impl Weighted for RouterPass {
+    fn set_weight(&mut self, weight: f64) {
+        self.weight = weight;
     }
 }
 
@@ -339,7 +373,8 @@ impl Observer for RouterPass {
                     input: x.row_f32(i, 0, 0)?,
                     logits: node.row_f32(i, 0, 0)?,
                     wanted: fit.wanted.get((first + i) * n..(first + i + 1) * n)?,
-                    weight: *fit.weights.get(first + i)?,
+                    nearness: *fit.nearness.get(first + i)?,
+                    weight: self.weight,
                 })
             })
             .collect();

@@ -13,6 +13,8 @@ mod exchange;
 mod judge;
 mod measure;
 mod router;
+mod text;
 
 pub use judge::MeasuredFares;
 pub use measure::{RefitOptions, refit_in_place};
+pub use text::RefitText;

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 const RIDGES: [f64; 6] = [0.001, 0.004, 0.016, 0.064, 0.25, 1.0];
 /// Tokens that are fitted to or left out together: neighbours have much in common.
 const RUN: usize = 256;
-/// Tokens that count less than this are passed over: they are far from any tie.
-const LEAST_WEIGHT: f64 = 0.02;
+/// Tokens that are less near are passed over: they are far from any tie.
+const LEAST_NEARNESS: f64 = 0.02;
 
 /// The difference between the logits of the last expert that is used and the first that is not.
 pub(super) fn margin(logits: &[f32], n_used: usize) -> f64 {
@@ -43,8 +43,16 @@ pub(super) struct Token<'a> {
     pub logits: &'a [f32],
     /// What the original said.
     pub wanted: &'a [f32],
-    /// How much it counts: `exp(-margin / typical margin)`.
+    /// How near it is to a tie: `exp(-margin / typical margin)`.
+    pub nearness: f64,
+    /// How much it counts besides.
     pub weight: f64,
+}
+
+impl Token<'_> {
+    fn counts(&self) -> f64 {
+        self.nearness * self.weight
+    }
 }
 
 impl Regression {
@@ -95,14 +103,17 @@ impl Sums {
     }
 
     fn add(&mut self, tokens: &[Token<'_>]) {
-        let tokens: Vec<&Token<'_>> = tokens.iter().filter(|t| t.weight >= LEAST_WEIGHT).collect();
+        let tokens: Vec<&Token<'_>> = tokens
+            .iter()
+            .filter(|t| t.nearness >= LEAST_NEARNESS)
+            .collect();
         let n = self.n_in;
         self.gram
             .par_chunks_mut(n)
             .enumerate()
             .for_each(|(i, row)| {
                 for t in &tokens {
-                    let x = t.weight * f64::from(t.input[i]);
+                    let x = t.counts() * f64::from(t.input[i]);
                     for (g, y) in row[i..].iter_mut().zip(&t.input[i..]) {
                         *g += x * f64::from(*y);
                     }
@@ -113,7 +124,7 @@ impl Sums {
             .enumerate()
             .for_each(|(e, row)| {
                 for t in &tokens {
-                    let missing = t.weight * f64::from(t.wanted[e] - t.logits[e]);
+                    let missing = t.counts() * f64::from(t.wanted[e] - t.logits[e]);
                     for (c, y) in row.iter_mut().zip(t.input) {
                         *c += missing * f64::from(*y);
                     }
@@ -238,7 +249,8 @@ mod tests {
                 input: &input,
                 logits: &logits,
                 wanted: &wanted,
-                weight: 0.5,
+                nearness: 0.5,
+                weight: 1.0,
             }]);
         }
         let found = regression.solve().unwrap();
