@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::stats::{Analysis, Domain, WeightStats};
 
@@ -59,17 +59,15 @@ impl Analysis {
     pub fn shares(&self, mix: &Mix) -> Result<Vec<f64>> {
         let mut shares = vec![0.0; self.domains.len()];
         for (name, share) in mix {
-            let at = self.domains.iter().position(|d| d.name == *name);
             ensure!(
                 share.is_finite() && *share >= 0.0,
                 "domain {name}: a share of {share}"
             );
-            match at {
-                Some(at) => shares[at] = *share,
-                None => anyhow::bail!(
-                    "the analysis has no domain '{name}', for which the plan was made; use the analysis that it was made with"
-                ),
-            }
+            let at = self.domains.iter().position(|d| d.name == *name);
+            let at = at.with_context(|| {
+                format!("the analysis has no domain '{name}', for which the plan was made; use the analysis that it was made with")
+            })?;
+            shares[at] = *share;
         }
         Ok(shares)
     }
@@ -102,9 +100,8 @@ fn mixed(
             let alike =
                 stats.sum_sq.len() == all.sum_sq.len() && stats.counts.len() == all.counts.len();
             let tokens: f64 = stats.counts.iter().sum();
-            (alike && tokens > 0.0).then_some((stats, w / total, tokens))
+            (alike && tokens > 0.0).then_some((stats, w / total / tokens))
         })
-        .map(|found| found.map(|(stats, w, tokens)| (stats, w / tokens)))
         .collect::<Option<_>>()?;
     if known.is_empty() {
         return None;

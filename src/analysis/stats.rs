@@ -1,6 +1,7 @@
 //! The quantities an analysis holds.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -128,38 +129,36 @@ impl WeightStats {
     }
 }
 
-fn merge_weights(
-    ours: &mut BTreeMap<String, WeightStats>,
-    theirs: &BTreeMap<String, WeightStats>,
+/// Adds what stands under each key to what stands under it in `ours`, by `merge`; `what` says what a key names.
+fn merge_each<K: Ord + Clone + Display, V: Clone>(
+    what: &str,
+    ours: &mut BTreeMap<K, V>,
+    theirs: &BTreeMap<K, V>,
+    merge: impl Fn(&mut V, &V) -> Result<()>,
 ) -> Result<()> {
-    for (name, theirs) in theirs {
-        match ours.get_mut(name) {
-            Some(ours) => ours
-                .merge(theirs)
-                .map_err(|e| e.context(format!("tensor {name}")))?,
+    for (key, theirs) in theirs {
+        match ours.get_mut(key) {
+            Some(ours) => merge(ours, theirs).map_err(|e| e.context(format!("{what} {key}")))?,
             None => {
-                ours.insert(name.clone(), theirs.clone());
+                ours.insert(key.clone(), theirs.clone());
             }
         }
     }
     Ok(())
 }
 
+fn merge_weights(
+    ours: &mut BTreeMap<String, WeightStats>,
+    theirs: &BTreeMap<String, WeightStats>,
+) -> Result<()> {
+    merge_each("tensor", ours, theirs, WeightStats::merge)
+}
+
 fn merge_routers(
     ours: &mut BTreeMap<usize, RouterStats>,
     theirs: &BTreeMap<usize, RouterStats>,
 ) -> Result<()> {
-    for (layer, theirs) in theirs {
-        match ours.get_mut(layer) {
-            Some(ours) => ours
-                .merge(theirs)
-                .map_err(|e| e.context(format!("router of layer {layer}")))?,
-            None => {
-                ours.insert(*layer, theirs.clone());
-            }
-        }
-    }
-    Ok(())
+    merge_each("router of layer", ours, theirs, RouterStats::merge)
 }
 
 fn add(a: &mut [f64], b: &[f64]) {
@@ -587,16 +586,12 @@ impl Analysis {
         }
         merge_weights(&mut self.weights, &other.weights)?;
         merge_routers(&mut self.routers, &other.routers)?;
-        for (layer, theirs) in &other.coactivation {
-            match self.coactivation.get_mut(layer) {
-                Some(ours) => ours
-                    .merge(theirs)
-                    .map_err(|e| e.context(format!("co-activation of layer {layer}")))?,
-                None => {
-                    self.coactivation.insert(*layer, theirs.clone());
-                }
-            }
-        }
+        merge_each(
+            "co-activation of layer",
+            &mut self.coactivation,
+            &other.coactivation,
+            Coactivation::merge,
+        )?;
         for theirs in &other.domains {
             match self.domains.iter_mut().find(|d| d.name == theirs.name) {
                 Some(ours) => {

@@ -111,15 +111,14 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
         for (off, analysis) in &mut variants {
             let name = off.map_or("all stages".to_owned(), |s| format!("without {s}"));
             let plan = steps::plan(&source, analysis, &budget, &strategy, &args.data, global)?;
-            let importance = steps::importance_for(analysis, &plan, Unreached::default())?;
-            let shares = plan.shares(analysis)?;
+            let importance = plan.importance(analysis, Unreached::default())?;
             let report = {
                 let _exchanged = refit::refit_in_place(
                     &model,
                     &source.gguf,
                     &plan,
                     &importance,
-                    &refit::RefitText::new(analysis, shares.as_deref()),
+                    &refit::RefitText::for_plan(analysis, &plan)?,
                     refit::RefitOptions {
                         scales: !args.data.no_refit && *off != Some(Stage::Mapping),
                         routers: !args.data.no_refit && *off != Some(Stage::Correlation),

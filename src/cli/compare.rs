@@ -211,7 +211,7 @@ impl Bench<'_> {
             split_max_bytes: None,
         };
         let progress = self.global.progress();
-        let importance = steps::importance_for(analysis, plan, Unreached::default())?;
+        let importance = plan.importance(analysis, Unreached::default())?;
         let refit = steps::refit(
             self.source,
             analysis,

@@ -130,7 +130,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     } else {
         Unreached::Pooled
     };
-    let importance = steps::importance_for(&analysis, &plan, unreached)?;
+    let importance = plan.importance(&analysis, unreached)?;
     let options = EncodeOptions {
         n_threads: global.n_threads(),
         split_max_bytes: args.split_max_size,

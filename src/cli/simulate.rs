@@ -52,7 +52,7 @@ pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
         args.plan.display()
     );
     let analysis = steps::analysis(&source, &args.data, false, global)?;
-    let importance = steps::importance_for(&analysis, &plan, Unreached::default())?;
+    let importance = plan.importance(&analysis, Unreached::default())?;
     let refit = steps::refit(&source, &analysis, &plan, &importance, &args.data, global)?;
     let kept: BTreeMap<String, GgmlType> = plan
         .tensors

@@ -591,21 +591,6 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-/// Importance of channels in the text that a plan is for.
-///
-/// # Errors
-/// The plan is for domains that the analysis does not have.
-pub(super) fn importance_for(
-    analysis: &Analysis,
-    plan: &Plan,
-    unreached: Unreached,
-) -> Result<Importance> {
-    Ok(match plan.shares(analysis)? {
-        Some(shares) => Importance::of_mix(analysis, &shares, unreached),
-        None => Importance::new(analysis, unreached),
-    })
-}
-
 /// What is fitted to a plan.
 fn refit_options(args: &DataArgs, global: &Global) -> RefitOptions {
     let stages = args.stages();
@@ -635,13 +620,12 @@ pub(super) fn refit(
         return Ok(Refit::default());
     }
     let model = load(&source.gguf, &ModelOptions::default())?;
-    let shares = plan.shares(analysis)?;
     let (refit, _) = refit::refit_in_place(
         &model,
         &source.gguf,
         plan,
         importance,
-        &RefitText::new(analysis, shares.as_deref()),
+        &RefitText::for_plan(analysis, plan)?,
         options,
         &global.progress(),
     )?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::analysis::{Analysis, Mix};
+use crate::analysis::{Analysis, Importance, Mix, Unreached};
 use crate::gguf::{GgmlType, Gguf};
 
 /// Version of the recipe's form.
@@ -153,6 +153,17 @@ impl Plan {
             return Ok(None);
         }
         Ok(Some(analysis.shares(&self.mix)?))
+    }
+
+    /// Importance of channels in the text that the plan is for. `unreached` decides on experts without tokens.
+    ///
+    /// # Errors
+    /// As [`Plan::shares`].
+    pub fn importance(&self, analysis: &Analysis, unreached: Unreached) -> Result<Importance> {
+        Ok(match self.shares(analysis)? {
+            Some(shares) => Importance::of_mix(analysis, &shares, unreached),
+            None => Importance::new(analysis, unreached),
+        })
     }
 
     /// Relative distance of the objective from the bound.

@@ -267,28 +267,24 @@ impl Maker<'_, '_> {
         let balanced = self.balanced()?;
         let mut fares = measured.of(&balanced)?;
         let mut best = (worst(&fares), balanced.clone());
-        let mut last = balanced.clone();
         // The balanced plan's types, with channels and fit mostly for the domains that fare worst.
-        let towards = |fares: &[f64]| {
-            let worst = worst(fares);
-            let near = |f: &f64| ((f / worst - 1.0) / ROBUST_WIDTH).exp();
-            let shares: Vec<f64> = fares.iter().map(near).collect();
-            let total: f64 = shares.iter().sum();
-            self.named(&shares.iter().map(|s| s / total).collect::<Vec<f64>>())
-        };
-        let mix = towards(&fares);
-        let fitted = Plan {
+        let least = best.0;
+        let near = |f: &f64| ((f / least - 1.0) / ROBUST_WIDTH).exp();
+        let mut shares: Vec<f64> = fares.iter().map(near).collect();
+        let total: f64 = shares.iter().sum();
+        shares.iter_mut().for_each(|s| *s /= total);
+        let mix = self.named(&shares);
+        let mut last = Plan {
             mix: mix.clone(),
-            ..balanced.clone()
+            ..balanced
         };
-        let of_fitted = measured.of(&fitted)?;
+        let of_fitted = measured.of(&last)?;
         if worst(&of_fitted) < best.0 {
-            best = (worst(&of_fitted), fitted);
+            best = (worst(&of_fitted), last.clone());
         }
         for round in 0..MEASURED_PLANS {
             let plan = if round == 0 {
                 // For the domain that fares worst, alone.
-                let least = worst(&fares);
                 let alone = fares.iter().map(|f| f64::from(*f >= least));
                 self.plan(None, &alone.collect::<Vec<f64>>(), self.granularity)?
             } else {

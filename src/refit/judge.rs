@@ -14,7 +14,6 @@ use crate::runtime::Model;
 pub struct MeasuredFares<'m, 'a> {
     model: &'m Model,
     source: &'a Gguf,
-    importance: &'a Importance,
     analysis: &'a Analysis,
     options: RefitOptions,
     progress: Progress,
@@ -41,7 +40,6 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
         Ok(Self {
             model,
             source,
-            importance,
             analysis,
             options,
             progress,
@@ -52,15 +50,12 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
 
 impl Fares for MeasuredFares<'_, '_> {
     fn of(&mut self, plan: &Plan) -> Result<Vec<f64>> {
-        let shares = plan.shares(self.analysis)?;
-        let of_mix = |s: &Vec<f64>| Importance::of_mix(self.analysis, s, Unreached::default());
-        let of_mix = shares.as_ref().map(of_mix);
         let _exchanged = refit_in_place(
             self.model,
             self.source,
             plan,
-            of_mix.as_ref().unwrap_or(self.importance),
-            &RefitText::new(self.analysis, shares.as_deref()),
+            &plan.importance(self.analysis, Unreached::default())?,
+            &RefitText::for_plan(self.analysis, plan)?,
             self.options,
             &self.progress,
         )?;

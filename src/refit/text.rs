@@ -1,6 +1,9 @@
 //! The text that a plan is fitted on.
 
+use anyhow::Result;
+
 use crate::analysis::Analysis;
+use crate::plan::Plan;
 
 /// Chunks of tokens, and how much a token of each counts.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -9,9 +12,17 @@ pub struct RefitText<'a> {
 }
 
 impl<'a> RefitText<'a> {
+    /// The analysis's text for what a plan is for.
+    ///
+    /// # Errors
+    /// As [`Plan::shares`].
+    pub fn for_plan(analysis: &'a Analysis, plan: &Plan) -> Result<Self> {
+        Ok(Self::new(analysis, plan.shares(analysis)?.as_deref()))
+    }
+
     /// The analysis's sample; where domains have `shares`, its chunks of every domain, which count as much as the shares
     /// say whatever their number. Domains without a share are left out.
-    pub fn new(analysis: &'a Analysis, shares: Option<&[f64]>) -> Self {
+    fn new(analysis: &'a Analysis, shares: Option<&[f64]>) -> Self {
         let checks = &analysis.checks;
         let Some(shares) =
             shares.filter(|s| !checks.domains.is_empty() && s.iter().any(|w| *w > 0.0))
