@@ -40,11 +40,24 @@ pub use reference::dequantize_row;
 pub use types::Type;
 pub use weights::Weights;
 
-/// Has entries of tables gathered or not, whatever is faster; for tests.
+/// How entries of tables come into vectors on x86; the fastest is found out.
 #[doc(hidden)]
-pub fn choose_gathers(gathers: bool) {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Read one by one, put into memory and read from there as a vector: on some processors one port has to do all that is
+    /// done in registers.
+    Store = 1,
+    /// Read one by one and inserted.
+    Insert = 2,
+    /// `vpgather`.
+    Gather = 3,
+}
+
+/// Has entries of tables looked up so, whatever is fastest; for tests.
+#[doc(hidden)]
+pub fn choose_lookup(way: Lookup) {
     #[cfg(target_arch = "x86_64")]
-    x86::choose(gathers);
+    x86::choose(way);
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = gathers;
+    let _ = way;
 }

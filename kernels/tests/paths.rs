@@ -1,6 +1,6 @@
 //! Every path against the scalar one, on random and on hostile blocks, at every split.
 
-use moqa_kernels::{Isa, Scratch, Type, Weights, choose_gathers, dequantize_row, matmul};
+use moqa_kernels::{Isa, Lookup, Scratch, Type, Weights, choose_lookup, dequantize_row, matmul};
 
 struct Random(u64);
 
@@ -170,8 +170,8 @@ impl Case {
         act_rows: &[u32],
         scratch: &mut Scratch,
     ) -> Vec<f32> {
-        let mut once = |gathers| {
-            choose_gathers(gathers);
+        let mut once = |way| {
+            choose_lookup(way);
             let mut out = vec![f32::NAN; rows.len() * act_rows.len()];
             matmul(
                 isa,
@@ -185,10 +185,12 @@ impl Case {
             .unwrap();
             out
         };
-        let out = once(false);
+        let out = once(Lookup::Store);
         if isa != Isa::Scalar {
             let bits = |out: &[f32]| out.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&out) == bits(&once(true)), "{:?}, gathered", self.ty);
+            for way in [Lookup::Insert, Lookup::Gather] {
+                assert!(bits(&out) == bits(&once(way)), "{:?}, {way:?}", self.ty);
+            }
         }
         out
     }

@@ -15,13 +15,37 @@ use crate::{
 
 /// Rows that are worked on together, so that their sums are reduced together.
 const ROWS: usize = 4;
-/// How far ahead of the block in work memory is asked for, at least, in bytes of one row.
-const AHEAD: usize = 512;
 
-/// Rows that are worked on together lie one after the other: what comes next is the same place some rows on.
-fn ahead(job: &Job) -> usize {
-    let rows = ROWS * job.weights.row_bytes();
-    if rows < 16384 { rows } else { AHEAD }
+/// Asks for memory that will be worked on next: in each row the place `distance` bytes on, past the row's end the same of
+/// the next rows.
+#[derive(Clone, Copy)]
+struct Ahead {
+    distance: usize,
+    row: usize,
+    /// From a row to that which comes after those that are worked on together.
+    next: usize,
+}
+
+impl Ahead {
+    fn new(job: &Job, distance: usize) -> Self {
+        let next = ROWS * job.weights.row_bytes();
+        Self {
+            row: job.weights.row(0).len(),
+            distance,
+            next,
+        }
+    }
+
+    #[inline(always)]
+    fn ask(self, row: &[u8], at: usize) {
+        let at = at + self.distance;
+        let at = if at < self.row {
+            at
+        } else {
+            at - self.row + self.next
+        };
+        prefetch(row, at);
+    }
 }
 
 /// The float at byte `at`.
@@ -87,6 +111,9 @@ fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &
 /// then read on in long pieces. With more, a block of all rows at once is faster.
 const PIECE: usize = 8;
 
+/// How far ahead in each row memory is asked for where blocks of all rows are worked on at once, in bytes.
+const SMALL_AHEAD: usize = 2048;
+
 /// Sums of a piece of blocks, yet to be added up over their lanes.
 struct Piece<const T: usize> {
     /// By block and activation, of each row.
@@ -127,7 +154,7 @@ fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let ahead = ahead(job);
+    let ahead = Ahead::new(job, PIECE * S::BYTES);
     let mut sums = [_mm_setzero_ps(); T];
     let most = if T == 1 { PIECE } else { 1 };
     for start in (0..n_blocks).step_by(most) {
@@ -136,7 +163,7 @@ fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
             for b in 0..n {
                 let block = start + b;
                 for line in 0..S::BYTES.div_ceil(64) {
-                    prefetch(rows[r], block * S::BYTES + 64 * line + ahead);
+                    ahead.ask(rows[r], block * S::BYTES + 64 * line);
                 }
                 // SAFETY: this function has the features.
                 let w = unsafe { S::parts::<GATHER>(&rows[r][block * S::BYTES..][..S::BYTES]) };
@@ -253,7 +280,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         *a = job.activation(t + i);
     }
     let ones = _mm256_set1_epi16(1);
-    let ahead = ahead(job);
+    let ahead = Ahead::new(job, SMALL_AHEAD);
     let mut sums = [_mm_setzero_ps(); T];
     for p in 0..n_pieces {
         let at = p / M::PIECES * M::BYTES;
@@ -261,7 +288,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         let mut d = [0f32; ROWS];
         let mut m = [0f32; ROWS];
         for r in 0..ROWS {
-            prefetch(rows[r], at + ahead);
+            ahead.ask(rows[r], at);
             let block = &rows[r][at..][..M::BYTES];
             // SAFETY: this function has the features.
             unsafe {

@@ -1,14 +1,15 @@
-//! Four or eight entries of a table at once: by `vpgather`, or one by one where that is faster.
+//! Four or eight entries of a table at once: by `vpgather`, or one by one where that is faster, put together in registers
+//! or in memory.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-const UNKNOWN: u8 = 0;
-const ONE_BY_ONE: u8 = 1;
-const GATHER: u8 = 2;
+use crate::Lookup;
 
+/// No way has this number.
+const UNKNOWN: u8 = 0;
 static WAY: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// Whether gathering is faster than reading entries one by one. On Sapphire Rapids it makes decoding of types with tables
@@ -16,27 +17,49 @@ static WAY: AtomicU8 = AtomicU8::new(UNKNOWN);
 /// Found out by a measurement of some microseconds, once. Results are the same.
 #[inline(always)]
 pub(super) fn gathers() -> bool {
+    way() == Lookup::Gather as u8
+}
+
+/// Where entries are read one by one: whether to insert them in registers is faster than to go through memory. Found out
+/// likewise.
+#[inline(always)]
+pub(super) fn inserts() -> bool {
+    way() == Lookup::Insert as u8
+}
+
+#[inline(always)]
+fn way() -> u8 {
     match WAY.load(Relaxed) {
         UNKNOWN => find_out(),
-        way => way == GATHER,
+        way => way,
     }
 }
 
 /// Chooses the way.
-pub(crate) fn choose(gathers: bool) {
-    WAY.store(if gathers { GATHER } else { ONE_BY_ONE }, Relaxed);
+pub(crate) fn choose(way: Lookup) {
+    WAY.store(way as u8, Relaxed);
 }
 
 #[cold]
-fn find_out() -> bool {
+fn find_out() -> u8 {
     let table: [u32; 512] = std::array::from_fn(|i| i as u32);
-    let indices: [u16; 1024] = std::array::from_fn(|i| (i * 229 % 512) as u16);
+    let indices: [u8; 1024] = std::array::from_fn(|i| (i * 229) as u8);
     // SAFETY: only called by code for processors with AVX2.
-    let gathers = unsafe { fastest(|| gathered(&table, &indices)) };
-    let singles = fastest(|| single(&table, &indices));
-    let faster = gathers < singles;
-    choose(faster);
-    faster
+    let gather = unsafe { fastest(|| gathered(&table, &indices)) };
+    // SAFETY: as above.
+    let insert = unsafe { fastest(|| inserted(&table, &indices)) };
+    let store = fastest(|| stored(&table, &indices));
+    let ways = [
+        (gather, Lookup::Gather),
+        (insert, Lookup::Insert),
+        (store, Lookup::Store),
+    ];
+    let fastest = ways
+        .into_iter()
+        .min_by_key(|w| w.0)
+        .map_or(Lookup::Insert, |w| w.1);
+    choose(fastest);
+    fastest as u8
 }
 
 fn fastest(mut f: impl FnMut() -> u32) -> Duration {
@@ -49,26 +72,30 @@ fn fastest(mut f: impl FnMut() -> u32) -> Duration {
 }
 
 #[target_feature(enable = "avx2")]
-fn gathered(table: &[u32; 512], indices: &[u16; 1024]) -> u32 {
+fn gathered(table: &[u32; 512], indices: &[u8; 1024]) -> u32 {
     let mut sum = _mm256_setzero_si256();
     for eight in black_box(indices).as_chunks::<8>().0 {
-        let index = _mm256_cvtepu16_epi32(super::lanes::load16(eight_bytes(eight)));
+        let index = _mm256_cvtepu8_epi32(super::lanes::load8(eight));
         sum = _mm256_xor_si256(sum, gather8(table, index));
     }
     _mm256_extract_epi32::<0>(sum) as u32
 }
 
-fn eight_bytes(words: &[u16; 8]) -> &[u8; 16] {
-    // SAFETY: the same bytes; any are valid.
-    unsafe { &*words.as_ptr().cast() }
+#[target_feature(enable = "avx2")]
+fn inserted(table: &[u32; 512], indices: &[u8; 1024]) -> u32 {
+    let mut sum = _mm256_setzero_si256();
+    for eight in black_box(indices).as_chunks::<8>().0 {
+        sum = _mm256_xor_si256(sum, insert8(table, eight));
+    }
+    _mm256_extract_epi32::<0>(sum) as u32
 }
 
-fn single(table: &[u32; 512], indices: &[u16; 1024]) -> u32 {
+fn stored(table: &[u32; 512], indices: &[u8; 1024]) -> u32 {
     let mut all = [0u32; 8];
     for eight in black_box(indices).as_chunks::<8>().0 {
         let mut entries = [0u32; 8];
         for (entry, i) in entries.iter_mut().zip(eight) {
-            *entry = table[usize::from(*i) & 511];
+            *entry = table[usize::from(*i)];
         }
         // As kernels read them: as a vector.
         for (sum, entry) in all.iter_mut().zip(black_box(entries)) {
@@ -76,6 +103,15 @@ fn single(table: &[u32; 512], indices: &[u16; 1024]) -> u32 {
         }
     }
     all[0]
+}
+
+/// The entries of eight numbers, of a table of at least 256.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn insert8<const N: usize>(table: &[u32; N], indices: &[u8; 8]) -> __m256i {
+    const { assert!(N >= 256) };
+    let [a, b, c, d, e, f, g, h] = indices.map(|i| table[usize::from(i)] as i32);
+    _mm256_setr_epi32(a, b, c, d, e, f, g, h)
 }
 
 /// The entries of the numbers in eight lanes. Of a number bits that the table's size, a power of two, does not have are

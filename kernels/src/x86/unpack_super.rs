@@ -3,7 +3,7 @@
 use std::arch::{asm, x86_64::*};
 
 use super::lanes::{half, load, load8, load16, part, u16_at, u32_at};
-use super::lookup::{gather4, gather8};
+use super::lookup::{gather4, gather8, insert8, inserts};
 use crate::{
     blocks::{self as b, SuperType},
     tables,
@@ -581,8 +581,8 @@ fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Entries of four codes. They are put into memory one by one and read as vectors later: to put vectors together in
-/// registers takes twice as long, because one port has to do it all.
+/// Entries of four codes. They are put into memory one by one and read as vectors later: on Sapphire Rapids to put vectors
+/// together in registers takes twice as long, because one port has to do it all.
 #[repr(align(32))]
 struct Entries([u32; 64]);
 
@@ -634,6 +634,10 @@ impl SuperAvx2 for b::Iq3Xxs {
             for (i, q) in q.iter_mut().enumerate() {
                 let eight = load8(part(block, 2 + 8 * i));
                 *q = gather8(&IQ3_XXS_HALVES, _mm256_cvtepu8_epi32(eight));
+            }
+        } else if inserts() {
+            for (i, q) in q.iter_mut().enumerate() {
+                *q = insert8(&IQ3_XXS_HALVES, part(block, 2 + 8 * i));
             }
         } else {
             let mut entries = Entries::new();
