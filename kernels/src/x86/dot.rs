@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    lanes::{load, part, prefetch, sum4},
+    lanes::{load, opaque, part, prefetch, sum4},
     lookup::gathers,
     unpack_small::SmallAvx2,
     unpack_super::{Form, Parts, SuperAvx2},
@@ -22,29 +22,38 @@ const ROWS: usize = 4;
 struct Ahead {
     distance: usize,
     row: usize,
-    /// From a row to that which comes after those that are worked on together.
-    next: usize,
+    /// What leads from past a row's end to the row that comes after those that are worked on together.
+    past: usize,
 }
 
 impl Ahead {
-    fn new(job: &Job, distance: usize) -> Self {
-        let next = ROWS * job.weights.row_bytes();
+    /// Rows are read one after the other: so many bytes on, in whatever row that is.
+    fn along(distance: usize) -> Self {
         Self {
-            row: job.weights.row(0).len(),
             distance,
-            next,
+            row: usize::MAX,
+            past: 0,
         }
     }
 
+    fn new(job: &Job, distance: usize) -> Self {
+        let row = job.weights.row(0).len();
+        let past = ROWS * job.weights.row_bytes() - row;
+        Self {
+            distance,
+            row,
+            past,
+        }
+    }
+
+    /// For a block of so many bytes at `at`.
     #[inline(always)]
-    fn ask(self, row: &[u8], at: usize) {
+    fn ask(self, row: &[u8], at: usize, bytes: usize) {
         let at = at + self.distance;
-        let at = if at < self.row {
-            at
-        } else {
-            at - self.row + self.next
-        };
-        prefetch(row, at);
+        let past = if at < self.row { 0 } else { self.past };
+        for line in 0..bytes.div_ceil(64) {
+            prefetch(row, at + past + 64 * line);
+        }
     }
 }
 
@@ -90,18 +99,18 @@ fn super_some<S: SuperAvx2, const GATHER: bool>(job: &Job, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
-    let mut piece = Piece::<T>::new();
-    let mut single = Piece::<1>::new();
+    let mut several = Piece::<T, 1>::new();
+    let mut single = Piece::<1, PIECE>::new();
     for first in (0..n_rows).step_by(ROWS) {
         let rows = job.weight_rows::<ROWS>(first);
         let keep = ROWS.min(n_rows - first);
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
-                left if left >= T => {
-                    super_rows::<S, T, GATHER>(job, rows, t, keep, first, &mut piece, out)
+                left if T > 1 && left >= T => {
+                    super_rows::<S, T, 1, GATHER>(job, rows, t, keep, first, &mut several, out)
                 }
-                _ => super_rows::<S, 1, GATHER>(job, rows, t, keep, first, &mut single, out),
+                _ => super_rows::<S, 1, PIECE, GATHER>(job, rows, t, keep, first, &mut single, out),
             };
         }
     }
@@ -109,30 +118,32 @@ fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &
 
 /// Blocks of a row that are worked on before the next row's, with one activation row: memory, for which that waits, is
 /// then read on in long pieces. With more, a block of all rows at once is faster.
-const PIECE: usize = 8;
+const PIECE: usize = 64;
+/// How far ahead memory is then asked for, in bytes.
+const AHEAD: usize = 8192;
 
 /// How far ahead in each row memory is asked for where blocks of all rows are worked on at once, in bytes.
-const SMALL_AHEAD: usize = 2048;
+const AHEAD_EACH: usize = 2048;
 
 /// Sums of a piece of blocks, yet to be added up over their lanes.
-struct Piece<const T: usize> {
+struct Piece<const T: usize, const N: usize> {
     /// By block and activation, of each row.
-    dots: [[[__m256i; ROWS]; T]; PIECE],
-    mins: [[[__m256i; ROWS]; T]; PIECE],
-    d: [[f32; ROWS]; PIECE],
-    dmin: [[f32; ROWS]; PIECE],
+    dots: [[[__m256i; ROWS]; T]; N],
+    mins: [[[__m256i; ROWS]; T]; N],
+    d: [[f32; ROWS]; N],
+    dmin: [[f32; ROWS]; N],
 }
 
-impl<const T: usize> Piece<T> {
+impl<const T: usize, const N: usize> Piece<T, N> {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn new() -> Self {
         let zero = _mm256_setzero_si256();
         Piece {
-            dots: [[[zero; ROWS]; T]; PIECE],
-            mins: [[[zero; ROWS]; T]; PIECE],
-            d: [[0.0; ROWS]; PIECE],
-            dmin: [[0.0; ROWS]; PIECE],
+            dots: [[[zero; ROWS]; T]; N],
+            mins: [[[zero; ROWS]; T]; N],
+            d: [[0.0; ROWS]; N],
+            dmin: [[0.0; ROWS]; N],
         }
     }
 }
@@ -140,13 +151,13 @@ impl<const T: usize> Piece<T> {
 /// Four rows with `T` activations from `t`; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
+fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const GATHER: bool>(
     job: &Job,
     rows: [&[u8]; ROWS],
     t: usize,
     keep: usize,
     first: usize,
-    piece: &mut Piece<T>,
+    piece: &mut Piece<T, N>,
     out: &mut [f32],
 ) -> usize {
     let n_blocks = rows[0].len() / S::BYTES;
@@ -154,17 +165,18 @@ fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let ahead = Ahead::new(job, PIECE * S::BYTES);
+    let ahead = if N > 1 {
+        Ahead::along(AHEAD)
+    } else {
+        Ahead::new(job, AHEAD_EACH)
+    };
     let mut sums = [_mm_setzero_ps(); T];
-    let most = if T == 1 { PIECE } else { 1 };
-    for start in (0..n_blocks).step_by(most) {
-        let n = most.min(n_blocks - start);
+    for start in (0..n_blocks).step_by(N) {
+        let n = N.min(n_blocks - start);
         for r in 0..ROWS {
             for b in 0..n {
                 let block = start + b;
-                for line in 0..S::BYTES.div_ceil(64) {
-                    ahead.ask(rows[r], block * S::BYTES + 64 * line);
-                }
+                ahead.ask(rows[r], block * S::BYTES, S::BYTES);
                 // SAFETY: this function has the features.
                 let w = unsafe { S::parts::<GATHER>(&rows[r][block * S::BYTES..][..S::BYTES]) };
                 piece.d[b][r] = w.d;
@@ -203,13 +215,14 @@ fn super_rows<S: SuperAvx2, const T: usize, const GATHER: bool>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn super_block<S: SuperAvx2>(w: &Parts, a: &[u8; BLOCK_BYTES]) -> (__m256i, __m256i) {
     let mut dot = _mm256_setzero_si256();
+    let scales = opaque(w.scale);
     for j in 0..8 {
         let products = multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
         let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
         let scale = if S::SUB == 256 {
             w.scale
         } else {
-            _mm256_shuffle_epi8(w.scale, pick)
+            _mm256_shuffle_epi8(scales, pick)
         };
         dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
     }
@@ -280,7 +293,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         *a = job.activation(t + i);
     }
     let ones = _mm256_set1_epi16(1);
-    let ahead = Ahead::new(job, SMALL_AHEAD);
+    let ahead = Ahead::new(job, AHEAD_EACH);
     let mut sums = [_mm_setzero_ps(); T];
     for p in 0..n_pieces {
         let at = p / M::PIECES * M::BYTES;
@@ -288,7 +301,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         let mut d = [0f32; ROWS];
         let mut m = [0f32; ROWS];
         for r in 0..ROWS {
-            ahead.ask(rows[r], at);
+            ahead.ask(rows[r], at, 1);
             let block = &rows[r][at..][..M::BYTES];
             // SAFETY: this function has the features.
             unsafe {

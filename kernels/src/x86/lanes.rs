@@ -1,6 +1,6 @@
 //! Loads, stores and small shuffles that the kernels share.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 /// `N` bytes of `bytes` from `at`.
 #[inline(always)]
@@ -48,6 +48,17 @@ pub(super) fn half(bytes: &[u8], at: usize) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16_at(
         bytes, at,
     )))))
+}
+
+/// The same vector. Compilers that know how its lanes came about make two shuffles of one.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn opaque(mut x: __m256i) -> __m256i {
+    // SAFETY: does nothing.
+    unsafe {
+        asm!("/* {x} */", x = inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags));
+    }
+    x
 }
 
 /// The sums of the lanes of four vectors.
