@@ -3,10 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::{
-    lanes::{load, opaque, part, prefetch, sum4},
-    lookup::gathers,
+    lanes::{load, part, prefetch, sum4},
+    lookup::{GATHER, INSERT, STORE, way_for},
+    product::{multiply, of_parts},
     unpack_small::SmallAvx2,
-    unpack_super::{Form, Parts, SuperAvx2},
+    unpack_super::{Form, SuperAvx2},
 };
 use crate::{
     activation::{BLOCK_BYTES, SUMS, VALUES},
@@ -63,41 +64,30 @@ fn float(bytes: &[u8], at: usize) -> f32 {
     f32::from_ne_bytes(*part(bytes, at))
 }
 
-/// Products of codes and activations, added up by two in int16.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn multiply(form: Form, q: __m256i, sign: __m256i, a: __m256i) -> __m256i {
-    match form {
-        Form::Unsigned(_) => _mm256_maddubs_epi16(q, a),
-        Form::Signed => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)),
-        Form::Magnitudes => _mm256_maddubs_epi16(q, _mm256_sign_epi8(a, sign)),
-    }
-}
-
 /// Types with blocks of 256: all rows of the job with all its activations.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
-    if S::TABLE && gathers() {
-        super_some::<S, true>(job, out);
-    } else {
-        super_some::<S, false>(job, out);
+    match way_for(S::TABLE) {
+        GATHER => super_some::<S, GATHER>(job, out),
+        STORE => super_some::<S, STORE>(job, out),
+        _ => super_some::<S, INSERT>(job, out),
     }
 }
 
-/// As [`matmul_super`], entries of tables gathered or not.
+/// As [`matmul_super`], entries of tables looked up in one way.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_some<S: SuperAvx2, const GATHER: bool>(job: &Job, out: &mut [f32]) {
+fn super_some<S: SuperAvx2, const WAY: u8>(job: &Job, out: &mut [f32]) {
     match job.act_rows.len() {
-        1 => super_all::<S, 1, GATHER>(job, out),
-        2 => super_all::<S, 2, GATHER>(job, out),
-        3 => super_all::<S, 3, GATHER>(job, out),
-        _ => super_all::<S, 4, GATHER>(job, out),
+        1 => super_all::<S, 1, WAY>(job, out),
+        2 => super_all::<S, 2, WAY>(job, out),
+        3 => super_all::<S, 3, WAY>(job, out),
+        _ => super_all::<S, 4, WAY>(job, out),
     }
 }
 
 /// As [`matmul_super`], up to `T` activations at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &mut [f32]) {
+fn super_all<S: SuperAvx2, const T: usize, const WAY: u8>(job: &Job, out: &mut [f32]) {
     let n_rows = job.rows.len();
     let mut several = Piece::<T, 1>::new();
     let mut single = Piece::<1, PIECE>::new();
@@ -108,9 +98,9 @@ fn super_all<S: SuperAvx2, const T: usize, const GATHER: bool>(job: &Job, out: &
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
                 left if T > 1 && left >= T => {
-                    super_rows::<S, T, 1, GATHER>(job, rows, t, keep, first, &mut several, out)
+                    super_rows::<S, T, 1, WAY>(job, rows, t, keep, first, &mut several, out)
                 }
-                _ => super_rows::<S, 1, PIECE, GATHER>(job, rows, t, keep, first, &mut single, out),
+                _ => super_rows::<S, 1, PIECE, WAY>(job, rows, t, keep, first, &mut single, out),
             };
         }
     }
@@ -151,7 +141,7 @@ impl<const T: usize, const N: usize> Piece<T, N> {
 /// Four rows with `T` activations from `t`; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const GATHER: bool>(
+fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
     job: &Job,
     rows: [&[u8]; ROWS],
     t: usize,
@@ -177,12 +167,23 @@ fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const GATHER: bool>(
             for b in 0..n {
                 let block = start + b;
                 ahead.ask(rows[r], block * S::BYTES, S::BYTES);
+                let weights = &rows[r][block * S::BYTES..][..S::BYTES];
+                if T == 1 {
+                    // SAFETY: this function has the features.
+                    let of =
+                        unsafe { S::product::<WAY>(weights, part(acts[0], block * BLOCK_BYTES)) };
+                    (piece.d[b][r], piece.dmin[b][r]) = (of.d, of.dmin);
+                    piece.dots[b][0][r] = of.dot;
+                    if S::HAS_MIN {
+                        piece.mins[b][0][r] = of.min;
+                    }
+                    continue;
+                }
                 // SAFETY: this function has the features.
-                let w = unsafe { S::parts::<GATHER>(&rows[r][block * S::BYTES..][..S::BYTES]) };
-                piece.d[b][r] = w.d;
-                piece.dmin[b][r] = w.dmin;
+                let w = unsafe { S::parts::<WAY>(weights) };
+                (piece.d[b][r], piece.dmin[b][r]) = (w.d, w.dmin);
                 for (i, a) in acts.iter().enumerate() {
-                    let (dot, min) = super_block::<S>(&w, part(a, block * BLOCK_BYTES));
+                    let (dot, min) = of_parts::<S>(&w, part(a, block * BLOCK_BYTES));
                     piece.dots[b][i][r] = dot;
                     if S::HAS_MIN {
                         piece.mins[b][i][r] = min;
@@ -208,31 +209,6 @@ fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const GATHER: bool>(
     }
     put(job, t, keep, first, &sums, out);
     T
-}
-
-/// The products of a block's codes, scaled, and those of its minima, eight sums of each.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn super_block<S: SuperAvx2>(w: &Parts, a: &[u8; BLOCK_BYTES]) -> (__m256i, __m256i) {
-    let mut dot = _mm256_setzero_si256();
-    let scales = opaque(w.scale);
-    for j in 0..8 {
-        let products = multiply(S::FORM, w.q[j], w.sign[j], load(part(a, VALUES + 32 * j)));
-        let pick = _mm256_set1_epi16((0x0100 + 0x0202 * j) as i16);
-        let scale = if S::SUB == 256 {
-            w.scale
-        } else {
-            _mm256_shuffle_epi8(scales, pick)
-        };
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
-    }
-    let sums = load(part(a, SUMS));
-    if let Form::Unsigned(offset @ 1..) = S::FORM {
-        let offset = _mm256_set1_epi32(i32::from(offset));
-        let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, sums), offset);
-        dot = _mm256_sub_epi32(dot, excess);
-    }
-    (dot, _mm256_madd_epi16(w.min, sums))
 }
 
 /// Sums of `T` activations with four rows into the output, of which `keep` rows exist.

@@ -8,27 +8,23 @@ use std::time::{Duration, Instant};
 
 use crate::Lookup;
 
-/// No way has this number.
+/// [`Lookup`]'s ways as numbers, and one for none yet.
+pub(super) const STORE: u8 = Lookup::Store as u8;
+pub(super) const INSERT: u8 = Lookup::Insert as u8;
+pub(super) const GATHER: u8 = Lookup::Gather as u8;
 const UNKNOWN: u8 = 0;
+
 static WAY: AtomicU8 = AtomicU8::new(UNKNOWN);
 
-/// Whether gathering is faster than reading entries one by one. On Sapphire Rapids it makes decoding of types with tables
-/// 1.1 to 1.35 times as fast; on processors whose microcode keeps gathers from leaking data it is several times slower.
-/// Found out by a measurement of some microseconds, once. Results are the same.
+/// The fastest way for types with tables, any for others. On Sapphire Rapids gathering makes decoding of types with tables
+/// 1.1 to 1.35 times as fast; on processors whose microcode keeps gathers from leaking data it is several times slower. To
+/// insert entries in registers takes twice as long there as to go through memory, and on Zen 5 less time. Found out by a
+/// measurement of some microseconds, once. Results are the same.
 #[inline(always)]
-pub(super) fn gathers() -> bool {
-    way() == Lookup::Gather as u8
-}
-
-/// Where entries are read one by one: whether to insert them in registers is faster than to go through memory. Found out
-/// likewise.
-#[inline(always)]
-pub(super) fn inserts() -> bool {
-    way() == Lookup::Insert as u8
-}
-
-#[inline(always)]
-fn way() -> u8 {
+pub(super) fn way_for(table: bool) -> u8 {
+    if !table {
+        return INSERT;
+    }
     match WAY.load(Relaxed) {
         UNKNOWN => find_out(),
         way => way,
@@ -110,8 +106,9 @@ fn stored(table: &[u32; 512], indices: &[u8; 1024]) -> u32 {
 #[target_feature(enable = "avx2")]
 pub(super) fn insert8<const N: usize>(table: &[u32; N], indices: &[u8; 8]) -> __m256i {
     const { assert!(N >= 256) };
-    let [a, b, c, d, e, f, g, h] = indices.map(|i| table[usize::from(i)] as i32);
-    _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+    // Read as bytes; all at once they would have to be taken apart again.
+    let at = |k: usize| table[usize::from(indices[k])] as i32;
+    _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7))
 }
 
 /// The entries of the numbers in eight lanes. Of a number bits that the table's size, a power of two, does not have are

@@ -6,6 +6,7 @@ mod gemm;
 mod lanes;
 mod lookup;
 mod panel;
+mod product;
 mod quantize;
 mod unpack_small;
 mod unpack_super;

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::{
     lanes::{load, part, transpose},
-    lookup::gathers,
+    lookup::{GATHER, INSERT, STORE, way_for},
     unpack_small::SmallAvx2,
     unpack_super::{Form, SuperAvx2},
 };
@@ -167,21 +167,16 @@ impl<const NR: usize> SuperPanel<NR> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
-        if S::TABLE && gathers() {
-            self.fill_by::<S, true>(rows, b, wide);
-        } else {
-            self.fill_by::<S, false>(rows, b, wide);
+        match way_for(S::TABLE) {
+            GATHER => self.fill_by::<S, GATHER>(rows, b, wide),
+            STORE => self.fill_by::<S, STORE>(rows, b, wide),
+            _ => self.fill_by::<S, INSERT>(rows, b, wide),
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn fill_by<S: SuperAvx2, const GATHER: bool>(
-        &mut self,
-        rows: &[&[u8]; NR],
-        b: usize,
-        wide: bool,
-    ) {
+    fn fill_by<S: SuperAvx2, const WAY: u8>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
         for half in 0..NR / 8 {
             let zero = _mm256_setzero_si256();
             let mut scale = [zero; 8];
@@ -189,7 +184,7 @@ impl<const NR: usize> SuperPanel<NR> {
             for r in 0..8 {
                 let row = rows[8 * half + r];
                 // SAFETY: this function has the features.
-                let mut w = unsafe { S::parts::<GATHER>(&row[b * S::BYTES..][..S::BYTES]) };
+                let mut w = unsafe { S::parts::<WAY>(&row[b * S::BYTES..][..S::BYTES]) };
                 if let Form::Unsigned(offset @ 1..) = S::FORM {
                     for q in &mut w.q {
                         *q = _mm256_sub_epi8(*q, _mm256_set1_epi8(offset));

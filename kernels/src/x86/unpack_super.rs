@@ -2,9 +2,11 @@
 
 use std::arch::{asm, x86_64::*};
 
-use super::lanes::{half, load, load8, load16, part, u16_at, u32_at};
-use super::lookup::{gather4, gather8, insert8, inserts};
+use super::lanes::{half, load, load8, load16, opaque, part, u16_at, u32_at};
+use super::lookup::{GATHER, INSERT, STORE, gather4, gather8, insert8};
+use super::product::{Product, of_parts, scale_of, values};
 use crate::{
+    activation::BLOCK_BYTES,
     blocks::{self as b, SuperType},
     tables,
 };
@@ -32,7 +34,7 @@ pub(super) struct Parts {
     pub dmin: f32,
 }
 
-pub(super) trait SuperAvx2: SuperType {
+pub(super) trait SuperAvx2: SuperType + Sized {
     const FORM: Form;
     /// The largest magnitude of codes less their offset.
     const MAX: i32;
@@ -42,11 +44,29 @@ pub(super) trait SuperAvx2: SuperType {
     /// Whether codes are entries of a table, which can be gathered.
     const TABLE: bool = false;
 
-    /// With `GATHER` entries of tables are gathered.
+    /// `WAY` says how entries of tables are looked up, as in [`super::lookup`].
     ///
     /// # Safety
     /// Needs AVX2, FMA and F16C.
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts;
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts;
+
+    /// The products with a block of activations.
+    ///
+    /// # Safety
+    /// Needs AVX2, FMA and F16C.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn product<const WAY: u8>(block: &[u8], a: &[u8; BLOCK_BYTES]) -> Product {
+        // SAFETY: the caller's promise.
+        let w = unsafe { Self::parts::<WAY>(block) };
+        let (dot, min) = of_parts::<Self>(&w, a);
+        Product {
+            dot,
+            min,
+            d: w.d,
+            dmin: w.dmin,
+        }
+    }
 }
 
 #[inline]
@@ -97,7 +117,7 @@ impl SuperAvx2 for b::Q2K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 84] = part(block, 0);
         let scales = even_odd(load16(part(block, 0)));
         let fifteen = _mm_set1_epi8(15);
@@ -119,7 +139,7 @@ impl SuperAvx2 for b::Q3K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 110] = part(block, 0);
         let low = load8(part(block, 96));
         let low = _mm_unpacklo_epi64(low, _mm_srli_epi16::<4>(low));
@@ -194,7 +214,7 @@ impl SuperAvx2 for b::Q4K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 144] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
         Parts {
@@ -215,7 +235,7 @@ impl SuperAvx2 for b::Q5K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 176] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
         let high = load(part(block, 16));
@@ -252,7 +272,7 @@ impl SuperAvx2 for b::Q6K {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 210] = part(block, 0);
         let (fifteen, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
         let mut q = [fifteen; 8];
@@ -347,6 +367,75 @@ fn spread_signs(bits: __m256i) -> [__m256i; 8] {
     sign
 }
 
+/// What a block of magnitudes has beside them: their signs, 32 bytes of bits, and scales as in [`Parts`].
+struct Signed {
+    signs: __m256i,
+    scale: __m256i,
+    d: f32,
+}
+
+impl Signed {
+    /// With the vectors of magnitudes that `codes` gives.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn parts(self, codes: impl Fn(usize) -> __m256i) -> Parts {
+        with_signs(
+            std::array::from_fn(codes),
+            spread_signs(self.signs),
+            self.scale,
+            self.d,
+        )
+    }
+
+    /// Likewise. Each vector is used as soon as it is there: all of them, and their signs, would not fit registers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn product(self, codes: impl Fn(usize) -> __m256i, a: &[u8; BLOCK_BYTES]) -> Product {
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let scales = opaque(self.scale);
+        let spread = spread_all(self.signs);
+        let mut dot = _mm256_setzero_si256();
+        for j in 0..8 {
+            let negative = _mm256_cmpeq_epi8(_mm256_and_si256(spread[j], bit), bit);
+            let values = _mm256_sub_epi8(_mm256_xor_si256(values(a, j), negative), negative);
+            let products = _mm256_maddubs_epi16(codes(j), values);
+            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale_of(scales, j)));
+        }
+        Product {
+            dot,
+            min: _mm256_setzero_si256(),
+            d: self.d,
+            dmin: 0.0,
+        }
+    }
+}
+
+/// [`SuperAvx2`] for a type of magnitudes from a table, of which a function gives [`Signed`] and the vectors.
+macro_rules! magnitudes {
+    ($ty:ty, $looked_up:ident, $max:expr, $sub:expr) => {
+        impl SuperAvx2 for $ty {
+            const FORM: Form = Form::Magnitudes;
+            const MAX: i32 = $max;
+            const SUB: usize = $sub;
+            const TABLE: bool = true;
+
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
+                let (signed, codes) = $looked_up::<WAY>(block);
+                signed.parts(codes)
+            }
+
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn product<const WAY: u8>(block: &[u8], a: &[u8; BLOCK_BYTES]) -> Product {
+                let (signed, codes) = $looked_up::<WAY>(block);
+                signed.product(codes, a)
+            }
+        }
+    };
+}
+
 /// Eight bytes as a number. Opaque, because compilers know that the bytes are also in a vector, and to take indices
 /// from there is slower than to shift them out of a register.
 #[inline(always)]
@@ -431,24 +520,17 @@ impl Indices {
         opaque8(part(&self.0, 8 * i))
     }
 
-    /// All entries, of a table whose size is a power of two.
+    /// The entries `4 * i ..= 4 * i + 3`, of a table whose size is a power of two.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn entries<const N: usize, const GATHER: bool>(&self, table: &[u64; N]) -> [__m256i; 8] {
-        let mut q = [_mm256_setzero_si256(); 8];
-        if GATHER {
-            for (i, q) in q.iter_mut().enumerate() {
-                let four = load8(part(&self.0, 8 * i));
-                *q = gather4(table, _mm_cvtepu16_epi32(four));
-            }
-            return q;
+    fn entries4<const N: usize, const WAY: u8>(&self, table: &[u64; N], i: usize) -> __m256i {
+        if WAY == GATHER {
+            let four = load8(part(&self.0, 8 * i));
+            return gather4(table, _mm_cvtepu16_epi32(four));
         }
-        for (i, q) in q.iter_mut().enumerate() {
-            let four = self.four(i);
-            let entry = |l: usize| table[(four >> (16 * l)) as usize & (N - 1)];
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
-        }
-        q
+        let four = self.four(i);
+        let entry = |l: usize| table[(four >> (16 * l)) as usize & (N - 1)];
+        entries8(entry(0), entry(1), entry(2), entry(3))
     }
 }
 
@@ -466,41 +548,33 @@ fn words_by_four(words: __m128i, k: usize) -> __m256i {
     _mm256_shuffle_epi8(both(words), index)
 }
 
-impl SuperAvx2 for b::Iq2Xxs {
-    const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 43;
-    const SUB: usize = 32;
-    const TABLE: bool = true;
+magnitudes!(b::Iq2Xxs, iq2_xxs, 43, 32);
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
-        let block: &[u8; 66] = part(block, 0);
-        let (x, y) = (
-            _mm256_castsi256_ps(load(part(block, 2))),
-            _mm256_castsi256_ps(load(part(block, 34))),
-        );
-        let words = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(x, y));
-        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-        let signs = even_parity(sevens(words));
-        let sign = spread_signs(signs);
-        let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
-        let d = half(block, 0) * 0.125;
-        let mut q = sign;
-        if GATHER {
-            for (i, q) in q.iter_mut().enumerate() {
-                let four = i32::from_le_bytes(*part(block, 2 + 8 * i));
-                *q = gather4(&tables::IQ2_XXS, _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
-            }
-            return with_signs(q, sign, scale, d);
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq2_xxs<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
+    let block: &[u8; 66] = part(block, 0);
+    let (x, y) = (
+        _mm256_castsi256_ps(load(part(block, 2))),
+        _mm256_castsi256_ps(load(part(block, 34))),
+    );
+    let words = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(x, y));
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+    let signed = Signed {
+        signs: even_parity(sevens(words)),
+        scale: odd(narrow(_mm256_srli_epi32::<28>(words))),
+        d: half(block, 0) * 0.125,
+    };
+    let codes = move |i| {
+        if WAY == GATHER {
+            let four = i32::from_le_bytes(*part(block, 2 + 8 * i));
+            return gather4(&tables::IQ2_XXS, _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
         }
-        for (i, q) in q.iter_mut().enumerate() {
-            let n = opaque4(part(block, 2 + 8 * i));
-            let entry = |l: usize| tables::IQ2_XXS[(n >> (8 * l)) as usize & 255];
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
-        }
-        with_signs(q, sign, scale, d)
-    }
+        let n = opaque4(part(block, 2 + 8 * i));
+        let entry = |l: usize| tables::IQ2_XXS[(n >> (8 * l)) as usize & 255];
+        entries8(entry(0), entry(1), entry(2), entry(3))
+    };
+    (signed, codes)
 }
 
 /// Scales of IQ2_XS and IQ2_S.
@@ -515,65 +589,57 @@ fn scales4(bytes: &[u8; 8]) -> __m256i {
     odd(_mm256_cvtepu8_epi16(x))
 }
 
-impl SuperAvx2 for b::Iq2Xs {
-    const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 43;
-    const SUB: usize = 16;
-    const TABLE: bool = true;
+magnitudes!(b::Iq2Xs, iq2_xs, 43, 16);
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
-        let block: &[u8; 74] = part(block, 0);
-        let (x, y) = (load(part(block, 2)), load(part(block, 34)));
-        let high = _mm256_packus_epi16(_mm256_srli_epi16::<9>(x), _mm256_srli_epi16::<9>(y));
-        let signs = even_parity(_mm256_permute4x64_epi64::<0b11_01_10_00>(high));
-        let sign = spread_signs(signs);
-        let mut q = sign;
-        let (scale, d) = (scales4(part(block, 66)), half(block, 0) * 0.125);
-        if GATHER {
-            for (i, q) in q.iter_mut().enumerate() {
-                // Without the signs, which `gather4` leaves out.
-                let four = load8(part(block, 2 + 8 * i));
-                *q = gather4(&tables::IQ2_XS, _mm_cvtepu16_epi32(four));
-            }
-            return with_signs(q, sign, scale, d);
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq2_xs<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
+    let block: &[u8; 74] = part(block, 0);
+    let (x, y) = (load(part(block, 2)), load(part(block, 34)));
+    let high = _mm256_packus_epi16(_mm256_srli_epi16::<9>(x), _mm256_srli_epi16::<9>(y));
+    let signed = Signed {
+        signs: even_parity(_mm256_permute4x64_epi64::<0b11_01_10_00>(high)),
+        scale: scales4(part(block, 66)),
+        d: half(block, 0) * 0.125,
+    };
+    let codes = move |i| {
+        if WAY == GATHER {
+            // Without the signs, which `gather4` leaves out.
+            let four = load8(part(block, 2 + 8 * i));
+            return gather4(&tables::IQ2_XS, _mm_cvtepu16_epi32(four));
         }
-        for (i, q) in q.iter_mut().enumerate() {
-            let codes = opaque8(part(block, 2 + 8 * i));
-            let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
-        }
-        with_signs(q, sign, scale, d)
-    }
+        let codes = opaque8(part(block, 2 + 8 * i));
+        let entry = |l: usize| tables::IQ2_XS[(codes >> (16 * l)) as usize & 511];
+        entries8(entry(0), entry(1), entry(2), entry(3))
+    };
+    (signed, codes)
 }
 
-impl SuperAvx2 for b::Iq2S {
-    const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 43;
-    const SUB: usize = 16;
-    const TABLE: bool = true;
+magnitudes!(b::Iq2S, iq2_s, 43, 16);
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
-        let block: &[u8; 82] = part(block, 0);
-        let signs = load(part(block, 34));
-        let mut indices = Indices::new();
-        let highs = _mm_cvtepu8_epi16(load8(part(block, 66)));
-        for k in 0..2 {
-            let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
-            let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
-            let high = _mm256_mullo_epi16(words_by_four(highs, k), up);
-            indices.put(
-                k,
-                _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x300))),
-            );
-        }
-        let sign = spread_signs(signs);
-        let q = indices.entries::<_, GATHER>(&tables::IQ2_S);
-        with_signs(q, sign, scales4(part(block, 74)), half(block, 0) * 0.125)
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq2_s<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
+    let block: &[u8; 82] = part(block, 0);
+    let mut indices = Indices::new();
+    let highs = _mm_cvtepu8_epi16(load8(part(block, 66)));
+    for k in 0..2 {
+        let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
+        let up = _mm256_set1_epi64x(0x0004_0010_0040_0100);
+        let high = _mm256_mullo_epi16(words_by_four(highs, k), up);
+        indices.put(
+            k,
+            _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x300))),
+        );
     }
+    let signed = Signed {
+        signs: load(part(block, 34)),
+        scale: scales4(part(block, 74)),
+        d: half(block, 0) * 0.125,
+    };
+    (signed, move |i| {
+        indices.entries4::<_, WAY>(&tables::IQ2_S, i)
+    })
 }
 
 #[inline(always)]
@@ -581,8 +647,7 @@ fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Entries of four codes. They are put into memory one by one and read as vectors later: on Sapphire Rapids to put vectors
-/// together in registers takes twice as long, because one port has to do it all.
+/// Entries of four codes. They are put into memory one by one and read as vectors later.
 #[repr(align(32))]
 struct Entries([u32; 64]);
 
@@ -592,17 +657,13 @@ impl Entries {
         Entries([0; 64])
     }
 
+    /// `8 * i ..= 8 * i + 7`
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn vectors(&mut self) -> [__m256i; 8] {
-        // Compilers would put them together in registers after all.
-        let entries = std::hint::black_box(&mut self.0);
-        let mut q = [_mm256_setzero_si256(); 8];
-        for (q, entries) in q.iter_mut().zip(entries.as_chunks::<8>().0) {
-            // SAFETY: reads the 32 bytes of the array; needs no alignment.
-            *q = unsafe { _mm256_loadu_si256(entries.as_ptr().cast()) };
-        }
-        q
+    fn eight(&self, i: usize) -> __m256i {
+        let eight: &[u32] = &self.0[8 * i..8 * i + 8];
+        // SAFETY: reads the 32 bytes of the slice; needs no alignment.
+        unsafe { _mm256_loadu_si256(eight.as_ptr().cast()) }
     }
 }
 
@@ -619,47 +680,39 @@ static IQ3_XXS_HALVES: [u32; 256] = {
     halves
 };
 
-impl SuperAvx2 for b::Iq3Xxs {
-    const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 31;
-    const SUB: usize = 32;
-    const TABLE: bool = true;
+magnitudes!(b::Iq3Xxs, iq3_xxs, 31, 32);
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
-        let block: &[u8; 98] = part(block, 0);
-        let mut q = [_mm256_setzero_si256(); 8];
-        if GATHER {
-            for (i, q) in q.iter_mut().enumerate() {
-                let eight = load8(part(block, 2 + 8 * i));
-                *q = gather8(&IQ3_XXS_HALVES, _mm256_cvtepu8_epi32(eight));
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq3_xxs<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
+    let block: &[u8; 98] = part(block, 0);
+    let words = load(part(block, 66));
+    let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
+    let signed = Signed {
+        signs: even_parity(sevens(words)),
+        scale: _mm256_add_epi16(scale, scale),
+        d: half(block, 0) * 0.25,
+    };
+    let mut entries = Entries::new();
+    if WAY == STORE {
+        for i in 0..8 {
+            let n = opaque8(part(block, 2 + 8 * i));
+            for k in 0..8 {
+                entries.0[8 * i + k] = IQ3_XXS_HALVES[(n >> (8 * k)) as usize & 255];
             }
-        } else if inserts() {
-            for (i, q) in q.iter_mut().enumerate() {
-                *q = insert8(&IQ3_XXS_HALVES, part(block, 2 + 8 * i));
-            }
-        } else {
-            let mut entries = Entries::new();
-            for i in 0..8 {
-                let n = opaque8(part(block, 2 + 8 * i));
-                for k in 0..8 {
-                    entries.0[8 * i + k] = IQ3_XXS_HALVES[(n >> (8 * k)) as usize & 255];
-                }
-            }
-            q = entries.vectors();
         }
-        let words = load(part(block, 66));
-        let signs = even_parity(sevens(words));
-        let sign = spread_signs(signs);
-        let scale = odd(narrow(_mm256_srli_epi32::<28>(words)));
-        with_signs(
-            q,
-            sign,
-            _mm256_add_epi16(scale, scale),
-            half(block, 0) * 0.25,
-        )
+        // Compilers would put vectors together in registers after all.
+        std::hint::black_box(&mut entries);
     }
+    let codes = move |i| {
+        let eight = part(block, 2 + 8 * i);
+        match WAY {
+            GATHER => gather8(&IQ3_XXS_HALVES, _mm256_cvtepu8_epi32(load8(eight))),
+            INSERT => insert8(&IQ3_XXS_HALVES, eight),
+            _ => entries.eight(i),
+        }
+    };
+    (signed, codes)
 }
 
 /// Eight nibbles to int16, the same in both halves.
@@ -671,60 +724,53 @@ fn eight_nibbles(bytes: &[u8; 4]) -> __m256i {
     both(_mm_cvtepu8_epi16(_mm_and_si128(x, _mm_set1_epi8(15))))
 }
 
-impl SuperAvx2 for b::Iq3S {
-    const FORM: Form = Form::Magnitudes;
-    const MAX: i32 = 15;
-    const SUB: usize = 32;
-    const TABLE: bool = true;
+magnitudes!(b::Iq3S, iq3_s, 15, 32);
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
-        let block: &[u8; 110] = part(block, 0);
-        let signs = load(part(block, 74));
-        let mut indices = Indices::new();
-        let bit = _mm256_setr_epi16(
-            1,
-            2,
-            4,
-            8,
-            16,
-            32,
-            64,
-            128,
-            256,
-            512,
-            1024,
-            2048,
-            4096,
-            8192,
-            16384,
-            i16::MIN,
-        );
-        for k in 0..4 {
-            let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
-            let bits = _mm256_and_si256(_mm256_set1_epi16(u16_at(block, 66 + 2 * k) as i16), bit);
-            let ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
-            indices.put(k, _mm256_or_si256(low, ninth));
-        }
-        let sign = spread_signs(signs);
-        let mut q = sign;
-        let (scale, d) = (odd(eight_nibbles(part(block, 106))), half(block, 0));
-        if GATHER {
-            for (i, q) in q.iter_mut().enumerate() {
-                let eight = load16(part(&indices.0, 16 * i));
-                *q = gather8(&tables::IQ3_S, _mm256_cvtepu16_epi32(eight));
-            }
-            return with_signs(q, sign, scale, d);
-        }
-        for (i, q) in q.iter_mut().enumerate() {
-            let n = [indices.four(2 * i), indices.four(2 * i + 1)];
-            let one = |k: usize| tables::IQ3_S[(n[k / 4] >> (k % 4 * 16)) as usize & 511];
-            let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
-            *q = entries8(entry(0), entry(1), entry(2), entry(3));
-        }
-        with_signs(q, sign, scale, d)
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq3_s<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
+    let block: &[u8; 110] = part(block, 0);
+    let mut indices = Indices::new();
+    let bit = _mm256_setr_epi16(
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+        256,
+        512,
+        1024,
+        2048,
+        4096,
+        8192,
+        16384,
+        i16::MIN,
+    );
+    for k in 0..4 {
+        let low = _mm256_cvtepu8_epi16(load16(part(block, 2 + 16 * k)));
+        let bits = _mm256_and_si256(_mm256_set1_epi16(u16_at(block, 66 + 2 * k) as i16), bit);
+        let ninth = _mm256_and_si256(_mm256_cmpeq_epi16(bits, bit), _mm256_set1_epi16(256));
+        indices.put(k, _mm256_or_si256(low, ninth));
     }
+    let signed = Signed {
+        signs: load(part(block, 74)),
+        scale: odd(eight_nibbles(part(block, 106))),
+        d: half(block, 0),
+    };
+    let codes = move |i| {
+        if WAY == GATHER {
+            let eight = load16(part(&indices.0, 16 * i));
+            return gather8(&tables::IQ3_S, _mm256_cvtepu16_epi32(eight));
+        }
+        let n = [indices.four(2 * i), indices.four(2 * i + 1)];
+        let one = |k: usize| tables::IQ3_S[(n[k / 4] >> (k % 4 * 16)) as usize & 511];
+        let entry = |l: usize| pair(one(2 * l), one(2 * l + 1));
+        entries8(entry(0), entry(1), entry(2), entry(3))
+    };
+    (signed, codes)
 }
 
 impl SuperAvx2 for b::Iq1S {
@@ -735,7 +781,7 @@ impl SuperAvx2 for b::Iq1S {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 50] = part(block, 0);
         let highs = load16(part(block, 34));
         let scale = _mm_and_si128(_mm_srli_epi16::<12>(highs), _mm_set1_epi16(7));
@@ -755,11 +801,11 @@ impl SuperAvx2 for b::Iq1S {
             _mm_add_epi8(negative, negative),
             _mm_set1_epi8(10),
         ));
-        let mut q = indices.entries::<_, GATHER>(&tables::IQ1);
+        let mut q = [_mm256_setzero_si256(); 8];
         for (i, q) in q.iter_mut().enumerate() {
             let delta =
                 _mm256_shuffle_epi8(deltas, _mm256_set1_epi16((0x0100 + 0x0202 * i) as i16));
-            *q = _mm256_add_epi8(*q, delta);
+            *q = _mm256_add_epi8(indices.entries4::<_, WAY>(&tables::IQ1, i), delta);
         }
         without_min(q, odd(both(scale)), half(block, 0) * 0.125)
     }
@@ -773,7 +819,7 @@ impl SuperAvx2 for b::Iq1M {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 56] = part(block, 0);
         let words = u64::from_le_bytes(*part(block, 48));
         let d = words >> 12 & 0xf | words >> 24 & 0xf0 | words >> 36 & 0xf00 | words >> 48 & 0xf000;
@@ -817,11 +863,11 @@ impl SuperAvx2 for b::Iq1M {
             indices.put(k, _mm256_or_si256(low, high));
         }
         let spread = spread_all(negative);
-        let mut q = indices.entries::<_, GATHER>(&tables::IQ1);
+        let mut q = [_mm256_setzero_si256(); 8];
         for (i, q) in q.iter_mut().enumerate() {
             let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), spread[i]);
             let delta = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_set1_epi8(10));
-            *q = _mm256_add_epi8(*q, delta);
+            *q = _mm256_add_epi8(indices.entries4::<_, WAY>(&tables::IQ1, i), delta);
         }
         without_min(q, odd(scale), d * 0.125)
     }
@@ -834,7 +880,7 @@ impl SuperAvx2 for b::Iq4Xs {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 136] = part(block, 0);
         // The multiplication moves the two bits to the top.
         let up = both(_mm_setr_epi16(
@@ -911,7 +957,7 @@ impl SuperAvx2 for b::Tq1 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 54] = part(block, 0);
         let mut q = [_mm256_setzero_si256(); 8];
         let mut x = load(part(block, 0));
@@ -952,7 +998,7 @@ impl SuperAvx2 for b::Tq2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const GATHER: bool>(block: &[u8]) -> Parts {
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
         without_min(
             two_bits(part(block, 0)),
