@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::{
     lanes::{load, part, prefetch, sum4},
     lookup::{GATHER, INSERT, STORE, way_for},
-    product::{multiply, of_parts},
+    product::multiply,
     unpack_small::SmallAvx2,
     unpack_super::{Form, SuperAvx2},
 };
@@ -78,18 +78,21 @@ pub(super) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn super_some<S: SuperAvx2, const WAY: u8>(job: &Job, out: &mut [f32]) {
     match job.act_rows.len() {
-        1 => super_all::<S, 1, WAY>(job, out),
-        2 => super_all::<S, 2, WAY>(job, out),
-        3 => super_all::<S, 3, WAY>(job, out),
-        _ => super_all::<S, 4, WAY>(job, out),
+        1 => super_all::<S, 1, PIECE, WAY>(job, out),
+        2 => super_all::<S, 2, PIECE_OF_TWO, WAY>(job, out),
+        3 => super_all::<S, 3, 1, WAY>(job, out),
+        _ => super_all::<S, 4, 1, WAY>(job, out),
     }
 }
 
 /// As [`matmul_super`], up to `T` activations at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn super_all<S: SuperAvx2, const T: usize, const WAY: u8>(job: &Job, out: &mut [f32]) {
+fn super_all<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
+    job: &Job,
+    out: &mut [f32],
+) {
     let n_rows = job.rows.len();
-    let mut several = Piece::<T, 1>::new();
+    let mut several = Piece::<T, N>::new();
     let mut single = Piece::<1, PIECE>::new();
     for first in (0..n_rows).step_by(ROWS) {
         let rows = job.weight_rows::<ROWS>(first);
@@ -97,8 +100,8 @@ fn super_all<S: SuperAvx2, const T: usize, const WAY: u8>(job: &Job, out: &mut [
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
-                left if T > 1 && left >= T => {
-                    super_rows::<S, T, 1, WAY>(job, rows, t, keep, first, &mut several, out)
+                left if left >= T => {
+                    super_rows::<S, T, N, WAY>(job, rows, t, keep, first, &mut several, out)
                 }
                 _ => super_rows::<S, 1, PIECE, WAY>(job, rows, t, keep, first, &mut single, out),
             };
@@ -109,6 +112,7 @@ fn super_all<S: SuperAvx2, const T: usize, const WAY: u8>(job: &Job, out: &mut [
 /// Blocks of a row that are worked on before the next row's, with one activation row: memory, for which that waits, is
 /// then read on in long pieces. With more, a block of all rows at once is faster.
 const PIECE: usize = 64;
+const PIECE_OF_TWO: usize = 16;
 /// How far ahead memory is then asked for, in bytes.
 const AHEAD: usize = 8192;
 
@@ -155,38 +159,27 @@ fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let ahead = if N > 1 {
-        Ahead::along(AHEAD)
+    let (most, ahead) = if n_blocks <= N {
+        (N, Ahead::along(AHEAD))
     } else {
-        Ahead::new(job, AHEAD_EACH)
+        (1, Ahead::new(job, AHEAD_EACH))
     };
     let mut sums = [_mm_setzero_ps(); T];
-    for start in (0..n_blocks).step_by(N) {
-        let n = N.min(n_blocks - start);
+    for start in (0..n_blocks).step_by(most) {
+        let n = most.min(n_blocks - start);
         for r in 0..ROWS {
             for b in 0..n {
                 let block = start + b;
                 ahead.ask(rows[r], block * S::BYTES, S::BYTES);
                 let weights = &rows[r][block * S::BYTES..][..S::BYTES];
-                if T == 1 {
-                    // SAFETY: this function has the features.
-                    let of =
-                        unsafe { S::product::<WAY>(weights, part(acts[0], block * BLOCK_BYTES)) };
-                    (piece.d[b][r], piece.dmin[b][r]) = (of.d, of.dmin);
-                    piece.dots[b][0][r] = of.dot;
-                    if S::HAS_MIN {
-                        piece.mins[b][0][r] = of.min;
-                    }
-                    continue;
-                }
+                let acts = acts.map(|a| part(a, block * BLOCK_BYTES));
                 // SAFETY: this function has the features.
-                let w = unsafe { S::parts::<WAY>(weights) };
-                (piece.d[b][r], piece.dmin[b][r]) = (w.d, w.dmin);
-                for (i, a) in acts.iter().enumerate() {
-                    let (dot, min) = of_parts::<S>(&w, part(a, block * BLOCK_BYTES));
-                    piece.dots[b][i][r] = dot;
+                let of = unsafe { S::product::<WAY, T>(weights, acts) };
+                (piece.d[b][r], piece.dmin[b][r]) = (of.d, of.dmin);
+                for i in 0..T {
+                    piece.dots[b][i][r] = of.dots[i];
                     if S::HAS_MIN {
-                        piece.mins[b][i][r] = min;
+                        piece.mins[b][i][r] = of.mins[i];
                     }
                 }
             }

@@ -6,10 +6,11 @@ use super::lanes::{load, opaque, part};
 use super::unpack_super::{Form, Parts, SuperAvx2};
 use crate::activation::{BLOCK_BYTES, SUMS, VALUES};
 
-/// Eight sums of codes' products, scaled, and of minima's, and what they are multiplied by.
-pub(super) struct Product {
-    pub dot: __m256i,
-    pub min: __m256i,
+/// For each of `T` blocks of activations eight sums of codes' products, scaled, and of minima's, and what they are multiplied
+/// by.
+pub(super) struct Product<const T: usize> {
+    pub dots: [__m256i; T],
+    pub mins: [__m256i; T],
     pub d: f32,
     pub dmin: f32,
 }
@@ -40,26 +41,38 @@ pub(super) fn values(a: &[u8; BLOCK_BYTES], j: usize) -> __m256i {
     load(part(a, VALUES + 32 * j))
 }
 
-/// Of a block's parts: the products of its codes, scaled, and those of its minima, eight sums of each.
+/// The products of a block that is there in parts.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn of_parts<S: SuperAvx2>(w: &Parts, a: &[u8; BLOCK_BYTES]) -> (__m256i, __m256i) {
-    let mut dot = _mm256_setzero_si256();
+pub(super) fn of_parts<S: SuperAvx2, const T: usize>(
+    w: &Parts,
+    acts: [&[u8; BLOCK_BYTES]; T],
+) -> Product<T> {
+    let zero = _mm256_setzero_si256();
+    let (mut dots, mut mins) = ([zero; T], [zero; T]);
     let scales = opaque(w.scale);
-    for j in 0..8 {
-        let products = multiply(S::FORM, w.q[j], w.sign[j], values(a, j));
-        let scale = if S::SUB == 256 {
-            w.scale
-        } else {
-            scale_of(scales, j)
-        };
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale));
+    for (i, a) in acts.into_iter().enumerate() {
+        for j in 0..8 {
+            let products = multiply(S::FORM, w.q[j], w.sign[j], values(a, j));
+            let scale = if S::SUB == 256 {
+                w.scale
+            } else {
+                scale_of(scales, j)
+            };
+            dots[i] = _mm256_add_epi32(dots[i], _mm256_madd_epi16(products, scale));
+        }
+        let sums = load(part(a, SUMS));
+        if let Form::Unsigned(offset @ 1..) = S::FORM {
+            let offset = _mm256_set1_epi32(i32::from(offset));
+            let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, sums), offset);
+            dots[i] = _mm256_sub_epi32(dots[i], excess);
+        }
+        mins[i] = _mm256_madd_epi16(w.min, sums);
     }
-    let sums = load(part(a, SUMS));
-    if let Form::Unsigned(offset @ 1..) = S::FORM {
-        let offset = _mm256_set1_epi32(i32::from(offset));
-        let excess = _mm256_mullo_epi32(_mm256_madd_epi16(w.scale, sums), offset);
-        dot = _mm256_sub_epi32(dot, excess);
+    Product {
+        dots,
+        mins,
+        d: w.d,
+        dmin: w.dmin,
     }
-    (dot, _mm256_madd_epi16(w.min, sums))
 }

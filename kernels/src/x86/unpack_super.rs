@@ -50,22 +50,19 @@ pub(super) trait SuperAvx2: SuperType + Sized {
     /// Needs AVX2, FMA and F16C.
     unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts;
 
-    /// The products with a block of activations.
+    /// The products with blocks of activations.
     ///
     /// # Safety
     /// Needs AVX2, FMA and F16C.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn product<const WAY: u8>(block: &[u8], a: &[u8; BLOCK_BYTES]) -> Product {
+    unsafe fn product<const WAY: u8, const T: usize>(
+        block: &[u8],
+        acts: [&[u8; BLOCK_BYTES]; T],
+    ) -> Product<T> {
         // SAFETY: the caller's promise.
         let w = unsafe { Self::parts::<WAY>(block) };
-        let (dot, min) = of_parts::<Self>(&w, a);
-        Product {
-            dot,
-            min,
-            d: w.d,
-            dmin: w.dmin,
-        }
+        of_parts::<Self, T>(&w, acts)
     }
 }
 
@@ -390,20 +387,27 @@ impl Signed {
     /// Likewise. Each vector is used as soon as it is there: all of them, and their signs, would not fit registers.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn product(self, codes: impl Fn(usize) -> __m256i, a: &[u8; BLOCK_BYTES]) -> Product {
+    fn product<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> __m256i,
+        acts: [&[u8; BLOCK_BYTES]; T],
+    ) -> Product<T> {
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
         let scales = opaque(self.scale);
         let spread = spread_all(self.signs);
-        let mut dot = _mm256_setzero_si256();
+        let mut dots = [_mm256_setzero_si256(); T];
         for j in 0..8 {
             let negative = _mm256_cmpeq_epi8(_mm256_and_si256(spread[j], bit), bit);
-            let values = _mm256_sub_epi8(_mm256_xor_si256(values(a, j), negative), negative);
-            let products = _mm256_maddubs_epi16(codes(j), values);
-            dot = _mm256_add_epi32(dot, _mm256_madd_epi16(products, scale_of(scales, j)));
+            let (q, scale) = (codes(j), scale_of(scales, j));
+            for (dot, a) in dots.iter_mut().zip(acts) {
+                let values = _mm256_sub_epi8(_mm256_xor_si256(values(a, j), negative), negative);
+                let products = _mm256_maddubs_epi16(q, values);
+                *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(products, scale));
+            }
         }
         Product {
-            dot,
-            min: _mm256_setzero_si256(),
+            dots,
+            mins: [_mm256_setzero_si256(); T],
             d: self.d,
             dmin: 0.0,
         }
@@ -428,9 +432,12 @@ macro_rules! magnitudes {
 
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn product<const WAY: u8>(block: &[u8], a: &[u8; BLOCK_BYTES]) -> Product {
+            unsafe fn product<const WAY: u8, const T: usize>(
+                block: &[u8],
+                acts: [&[u8; BLOCK_BYTES]; T],
+            ) -> Product<T> {
                 let (signed, codes) = $looked_up::<WAY>(block);
-                signed.product(codes, a)
+                signed.product(codes, acts)
             }
         }
     };
