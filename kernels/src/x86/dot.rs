@@ -20,7 +20,7 @@ const ROWS: usize = 4;
 /// Asks for memory that will be worked on next: in each row the place `distance` bytes on, past the row's end the same of
 /// the next rows.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(super) struct Ahead {
     distance: usize,
     row: usize,
     /// What leads from past a row's end to the row that comes after those that are worked on together.
@@ -37,7 +37,7 @@ impl Ahead {
         }
     }
 
-    fn new(job: &Job, distance: usize) -> Self {
+    pub fn new(job: &Job, distance: usize) -> Self {
         let row = job.weights.row(0).len();
         let past = ROWS * job.weights.row_bytes() - row;
         Self {
@@ -49,7 +49,7 @@ impl Ahead {
 
     /// For a block of so many bytes at `at`.
     #[inline(always)]
-    fn ask(self, row: &[u8], at: usize, bytes: usize) {
+    pub fn ask(self, row: &[u8], at: usize, bytes: usize) {
         let at = at + self.distance;
         let past = if at < self.row { 0 } else { self.past };
         for line in 0..bytes.div_ceil(64) {
@@ -117,7 +117,7 @@ const PIECE_OF_TWO: usize = 16;
 const AHEAD: usize = 8192;
 
 /// How far ahead in each row memory is asked for where blocks of all rows are worked on at once, in bytes.
-const AHEAD_EACH: usize = 2048;
+pub(super) const AHEAD_EACH: usize = 2048;
 
 /// Sums of a piece of blocks, yet to be added up over their lanes.
 struct Piece<const T: usize, const N: usize> {

@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{load16, part, prefetch};
+use super::{
+    dot::{AHEAD_EACH, Ahead},
+    lanes::{load16, part},
+};
 use crate::{
     f16::{bf16_to_f32, f16_to_f32},
     matmul::Job,
@@ -92,6 +95,7 @@ fn tile<F: Float, const T: usize>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
+    let ahead = Ahead::new(job, AHEAD_EACH);
     let mut sums = [[_mm256_setzero_ps(); T]; ROWS];
     for k in 0..n_in / 8 {
         let mut a = [_mm256_setzero_ps(); T];
@@ -99,7 +103,10 @@ fn tile<F: Float, const T: usize>(
             a[i] = _mm256_castsi256_ps(super::lanes::load(part(acts[i], 32 * k)));
         }
         for r in 0..ROWS {
-            prefetch(rows[r], 8 * F::BYTES * k + 512);
+            // Once for each cache line.
+            if (8 * F::BYTES * k).is_multiple_of(64) {
+                ahead.ask(rows[r], 8 * F::BYTES * k, 64);
+            }
             // SAFETY: this function has the features.
             let w = unsafe { F::eight(&rows[r][8 * F::BYTES * k..][..8 * F::BYTES]) };
             for i in 0..T {
