@@ -397,7 +397,8 @@ pub struct Analysis {
     pub independent: bool,
     /// Part of the calibration text, for what can only be measured on a quantized model.
     pub sample: Sample,
-    /// Chunks of every domain, about as many of each, to measure plans on; empty when the text has no domains.
+    /// Chunks of every domain, about as many of each; empty when the text has no domains. Plans for a mix of domains are
+    /// fitted on one half of them and measured on the other.
     pub checks: Sample,
 }
 
@@ -414,6 +415,20 @@ impl Sample {
     /// Tokens in all.
     pub fn n_tokens(&self) -> usize {
         self.chunks.iter().map(Vec::len).sum()
+    }
+
+    /// Every other chunk of each domain, with its domain: from the first on, or from the second. A domain's only chunk is
+    /// in both halves.
+    pub fn half(&self, second: bool) -> impl Iterator<Item = (&Vec<i32>, usize)> {
+        let n_domains = self.domains.iter().max().map_or(0, |d| d + 1);
+        let mut counts = vec![0usize; n_domains];
+        self.domains.iter().for_each(|d| counts[*d] += 1);
+        let mut seen = vec![0usize; n_domains];
+        let each = self.chunks.iter().zip(self.domains.iter().copied());
+        each.filter(move |(_, d)| {
+            seen[*d] += 1;
+            seen[*d] % 2 == usize::from(!second) || counts[*d] == 1
+        })
     }
 }
 

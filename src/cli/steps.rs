@@ -18,7 +18,7 @@ use crate::mixed;
 use crate::model::{self, ModelView};
 use crate::plan::{Candidates, Fares, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
 use crate::progress::Progress;
-use crate::refit::{self, MeasuredFares, RefitOptions, RefitText};
+use crate::refit::{self, Judged, MeasuredFares, RefitOptions, RefitText};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -235,7 +235,7 @@ fn collect(
     let n = SAMPLE_TOKENS / longest.unwrap_or(1).max(1);
     all.sample.chunks = chunks.sample(n.max(1)).0;
     if several {
-        (all.checks.chunks, all.checks.domains) = chunks.even_sample(LEVEL_TOKENS);
+        (all.checks.chunks, all.checks.domains) = chunks.even_sample(2 * LEVEL_TOKENS);
     }
     all.origin.architecture.clone_from(&source.view.arch);
     all.origin.model_digest.clone_from(&source.digest);
@@ -383,7 +383,7 @@ fn levels(each: &[f64], tokens: &[f64]) -> Vec<f64> {
     each.iter().map(|k| k / mean).collect()
 }
 
-/// Tokens at most on which effects and plans are measured in each domain, and the part of the effort that it may take.
+/// Tokens at most on which effects and plans are measured by domain, beside as many on which plans are fitted, and the part of the effort that it may take.
 const LEVEL_TOKENS: usize = 65536;
 const LEVEL_EFFORT: f64 = 0.25;
 /// It is measured in the probes' type nearest to this size.
@@ -563,13 +563,11 @@ pub(super) fn plan(
     };
     let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
     let model;
-    let checks = &analysis.checks;
-    let domains = checks.domains.clone();
-    let measured_on = SensitivityOptions::by_domain(&checks.chunks, domains, global.n_threads());
+    let judged = Judged::new(analysis, global.n_threads());
     let mut measured = None;
     if !strategy.no_measure
         && scenario != Scenario::Balanced
-        && !checks.domains.is_empty()
+        && !analysis.checks.domains.is_empty()
         && analysis.origin.model_digest == source.digest
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
@@ -579,7 +577,7 @@ pub(super) fn plan(
             &source.gguf,
             &importance,
             analysis,
-            &measured_on,
+            &judged,
             refit_options(data, global),
             progress,
         )?);

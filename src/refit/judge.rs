@@ -10,6 +10,22 @@ use crate::plan::{Fares, Plan};
 use crate::progress::Progress;
 use crate::runtime::Model;
 
+/// Text of the analysis by domain, that plans for a mix are not fitted to ([`RefitText`]), and how they are measured on it.
+pub struct Judged {
+    chunks: Vec<Vec<i32>>,
+    options: SensitivityOptions,
+}
+
+impl Judged {
+    /// Of the first half of the analysis's checks.
+    pub fn new(analysis: &Analysis, n_threads: usize) -> Self {
+        let half = analysis.checks.half(false);
+        let (chunks, domains): (Vec<_>, Vec<_>) = half.map(|(c, d)| (c.clone(), d)).unzip();
+        let options = SensitivityOptions::by_domain(&chunks, domains, n_threads);
+        Self { chunks, options }
+    }
+}
+
 /// Puts a plan into a loaded model, refit included, and measures the divergence of each domain's text.
 pub struct MeasuredFares<'m, 'a> {
     model: &'m Model,
@@ -22,7 +38,7 @@ pub struct MeasuredFares<'m, 'a> {
 
 impl<'m, 'a> MeasuredFares<'m, 'a> {
     /// With `model`, which must be without repacking and as it was loaded. Plans are fitted as `options` say on the
-    /// analysis's text for them and judged, as `measured` says ([`SensitivityOptions::by_domain`]), on its checks.
+    /// analysis's text for them and measured on `judged`.
     ///
     /// # Errors
     /// There is no text, or the model cannot be evaluated.
@@ -31,12 +47,11 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
         source: &'a Gguf,
         importance: &'a Importance,
         analysis: &'a Analysis,
-        measured: &'a SensitivityOptions,
+        judged: &'a Judged,
         options: RefitOptions,
         progress: Progress,
     ) -> Result<Self> {
-        let checks = &analysis.checks.chunks;
-        let bench = Sensitivity::new(model, source, importance, checks, measured)?;
+        let bench = Sensitivity::new(model, source, importance, &judged.chunks, &judged.options)?;
         Ok(Self {
             model,
             source,
@@ -55,7 +70,7 @@ impl Fares for MeasuredFares<'_, '_> {
             self.source,
             plan,
             &plan.importance(self.analysis, Unreached::default())?,
-            &RefitText::for_plan(self.analysis, plan)?,
+            &RefitText::to_measure(self.analysis, plan)?,
             self.options,
             &self.progress,
         )?;

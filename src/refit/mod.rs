@@ -15,6 +15,6 @@ mod measure;
 mod router;
 mod text;
 
-pub use judge::MeasuredFares;
+pub use judge::{Judged, MeasuredFares};
 pub use measure::{RefitOptions, refit_in_place};
 pub use text::RefitText;

@@ -17,32 +17,47 @@ impl<'a> RefitText<'a> {
     /// # Errors
     /// As [`Plan::shares`].
     pub fn for_plan(analysis: &'a Analysis, plan: &Plan) -> Result<Self> {
-        Ok(Self::new(analysis, plan.shares(analysis)?.as_deref()))
+        let checks = &analysis.checks;
+        let all = checks.chunks.iter().zip(checks.domains.iter().copied());
+        let shares = plan.shares(analysis)?;
+        Ok(Self::new(analysis, shares.as_deref(), all.collect()))
     }
 
-    /// The analysis's sample; where domains have `shares`, its chunks of every domain, which count as much as the shares
-    /// say whatever their number. Domains without a share are left out.
-    fn new(analysis: &'a Analysis, shares: Option<&[f64]>) -> Self {
-        let checks = &analysis.checks;
-        let Some(shares) =
-            shares.filter(|s| !checks.domains.is_empty() && s.iter().any(|w| *w > 0.0))
-        else {
+    /// As [`RefitText::for_plan`], but of a mix only the second half of the text by domain: on the first half the plan can
+    /// be measured.
+    ///
+    /// # Errors
+    /// As [`Plan::shares`].
+    pub fn to_measure(analysis: &'a Analysis, plan: &Plan) -> Result<Self> {
+        let half = analysis.checks.half(true).collect();
+        let shares = plan.shares(analysis)?;
+        Ok(Self::new(analysis, shares.as_deref(), half))
+    }
+
+    /// The analysis's sample; where domains have `shares`, the chunks `by_domain`, which count as much as the shares say
+    /// whatever their number. Domains without a share are left out.
+    fn new(
+        analysis: &'a Analysis,
+        shares: Option<&[f64]>,
+        by_domain: Vec<(&'a Vec<i32>, usize)>,
+    ) -> Self {
+        let some = |s: &&[f64]| !by_domain.is_empty() && s.iter().any(|w| *w > 0.0);
+        let Some(shares) = shares.filter(some) else {
             let chunks = analysis.sample.chunks.iter();
             return Self {
                 chunks: chunks.map(|c| (c.as_slice(), 1.0)).collect(),
             };
         };
         let mut tokens = vec![0.0; shares.len()];
-        for (chunk, d) in checks.chunks.iter().zip(&checks.domains) {
+        for (chunk, d) in &by_domain {
             tokens[*d] += chunk.len() as f64;
         }
         let total: f64 = shares.iter().sum();
         let all: f64 = tokens.iter().sum();
-        let each = checks.chunks.iter().zip(&checks.domains);
-        let each = each.filter(|(_, d)| shares[**d] > 0.0);
+        let each = by_domain.into_iter().filter(|(_, d)| shares[*d] > 0.0);
         Self {
             chunks: each
-                .map(|(c, d)| (c.as_slice(), shares[*d] / total * all / tokens[*d]))
+                .map(|(c, d)| (c.as_slice(), shares[d] / total * all / tokens[d]))
                 .collect(),
         }
     }
@@ -69,10 +84,22 @@ impl<'a> RefitText<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::analysis::Sample;
+    use crate::analysis::{Domain, Mix, Sample};
+
+    fn plan_for_both() -> Plan {
+        Plan {
+            mix: Mix::from([("a".to_owned(), 1.0), ("b".to_owned(), 3.0)]),
+            ..Plan::default()
+        }
+    }
 
     fn analysis() -> Analysis {
+        let domain = |name: &str| Domain {
+            name: name.into(),
+            ..Domain::default()
+        };
         Analysis {
+            domains: ["a", "b", "c"].map(domain).into(),
             sample: Sample {
                 chunks: vec![vec![1; 8]; 2],
                 domains: Vec::new(),
@@ -88,7 +115,7 @@ mod tests {
     #[test]
     fn domains_count_what_their_shares_say() {
         let a = analysis();
-        let text = RefitText::new(&a, Some(&[1.0, 3.0, 0.0]));
+        let text = RefitText::for_plan(&a, &plan_for_both()).unwrap();
         let weights: Vec<f64> = text.chunks.iter().map(|c| c.1).collect();
         assert_eq!(weights, [28.0 / 64.0, 28.0 / 64.0, 28.0 * 3.0 / 32.0]);
         let groups: Vec<usize> = text.groups(8).map(|g| g.0.len()).collect();
@@ -96,15 +123,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_measured_on_is_not_fitted_to() {
+        let a = analysis();
+        let text = RefitText::to_measure(&a, &plan_for_both()).unwrap();
+        let chunks: Vec<&[i32]> = text.chunks.iter().map(|c| c.0).collect();
+        // The second of two chunks, and the only one of another domain.
+        assert_eq!(chunks, [[3; 8], [4; 8]]);
+        let judged: Vec<i32> = a.checks.half(false).map(|(c, _)| c[0]).collect();
+        assert_eq!(judged, [2, 4, 5]);
+    }
+
+    #[test]
     fn without_shares_or_domains_it_is_the_sample() {
         let mut a = analysis();
-        let plain = RefitText::new(&a, None);
+        let balanced = Plan::default();
+        let plain = a.clone();
+        let plain = RefitText::for_plan(&plain, &balanced).unwrap();
         assert_eq!((plain.n_chunks(), plain.longest()), (2, Some(8)));
-        let sample = a.clone();
         a.checks = Sample::default();
-        assert_eq!(
-            RefitText::new(&a, Some(&[1.0])),
-            RefitText::new(&sample, None)
-        );
+        assert_eq!(RefitText::for_plan(&a, &plan_for_both()).unwrap(), plain);
     }
 }
