@@ -323,5 +323,10 @@ fn of_measured_plans_the_best_is_taken() {
         // Others lose too much.
         let dear = [0.0031, 0.0035, 0.004, 0.0031];
         assert_eq!(taken(&workload, &[usual, dear]), 0);
+        // Balanced types with channels and fit for the workload may be within noise of the balanced plan, not worse.
+        let alike = [0.003, 0.003, 0.00605, 0.003];
+        let no_gain = [0.003, 0.003, 0.0063, 0.003];
+        assert_eq!(taken(&workload, &[usual, alike, no_gain]), 1);
+        assert_eq!(taken(&workload, &[usual, no_gain]), 0);
     });
 }
