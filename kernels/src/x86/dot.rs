@@ -109,8 +109,8 @@ fn super_all<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
     }
 }
 
-/// Blocks of a row that are worked on before the next row's, with one activation row: memory, for which that waits, is
-/// then read on in long pieces. With more, a block of all rows at once is faster.
+/// Rows of at most so many blocks are worked on one after the other, with one activation row or two: memory, for which that
+/// waits, is then read on. Of longer rows, and with more activations, a block of each row in turn is faster.
 const PIECE: usize = 64;
 const PIECE_OF_TWO: usize = 16;
 /// How far ahead memory is then asked for, in bytes.
