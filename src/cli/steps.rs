@@ -383,7 +383,8 @@ fn levels(each: &[f64], tokens: &[f64]) -> Vec<f64> {
     each.iter().map(|k| k / mean).collect()
 }
 
-/// Tokens at most on which effects and plans are measured by domain, beside as many on which plans are fitted, and the part of the effort that it may take.
+/// Tokens at most on which effects and plans are measured by domain, beside as many on which plans are fitted, and the part
+/// of the effort that it may take.
 const LEVEL_TOKENS: usize = 65536;
 const LEVEL_EFFORT: f64 = 0.25;
 /// It is measured in the probes' type nearest to this size.
@@ -562,8 +563,7 @@ pub(super) fn plan(
         within: None,
     };
     let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
-    let model;
-    let judged = Judged::new(analysis, global.n_threads());
+    let (model, judged);
     let mut measured = None;
     if !strategy.no_measure
         && scenario != Scenario::Balanced
@@ -572,6 +572,7 @@ pub(super) fn plan(
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
         model = load(&source.gguf, &ModelOptions::default())?;
+        judged = Judged::new(analysis, global.n_threads());
         measured = Some(MeasuredFares::new(
             &model,
             &source.gguf,

@@ -155,6 +155,11 @@ impl Maker<'_, '_> {
         let mut mix = workload(self.inputs.analysis, named)?;
         let total: f64 = mix.iter().sum();
         mix.iter_mut().for_each(|w| *w /= total);
+        let fitted_to = self.fitted_to(&mix);
+        let for_mix = |plan: Plan| Plan {
+            mix: fitted_to.clone(),
+            ..plan
+        };
         let of_mix = |fares: &[f64]| fares.iter().zip(&mix).map(|(f, w)| f * w).sum::<f64>();
         let is_named = |d: &usize| named.iter().any(|n| n.0 == domains[*d].name);
         let others: Vec<usize> = (0..domains.len()).filter(|d| !is_named(d)).collect();
@@ -188,19 +193,12 @@ impl Maker<'_, '_> {
             Ok(best.map(|b| b.1))
         };
         let Some(measured) = measured else {
-            return Ok(Plan {
-                mix: self.fitted_to(&mix),
-                ..within(OTHERS_LOSE)?.unwrap_or(balanced)
-            });
+            return Ok(for_mix(within(OTHERS_LOSE)?.unwrap_or(balanced)));
         };
         let usual = measured.of(&balanced)?;
         let mut best = (of_mix(&usual), balanced.clone());
         // The same types, with what the mix says of channels and what is fitted to it.
-        let fitted_to = self.fitted_to(&mix);
-        let fitted = Plan {
-            mix: fitted_to.clone(),
-            ..balanced.clone()
-        };
+        let fitted = for_mix(balanced.clone());
         let fares = measured.of(&fitted)?;
         if most_lost(&fares, &usual) <= OTHERS_LOSE_MEASURED
             && of_mix(&fares) < best.0 * (1.0 + FIT_NOISE)
@@ -215,10 +213,7 @@ impl Maker<'_, '_> {
                 break;
             }
             last = plan.clone();
-            let plan = Plan {
-                mix: fitted_to.clone(),
-                ..plan
-            };
+            let plan = for_mix(plan);
             let fares = measured.of(&plan)?;
             let lost = most_lost(&fares, &usual);
             if lost <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {

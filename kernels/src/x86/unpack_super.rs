@@ -351,15 +351,21 @@ fn spread_all(bytes: __m256i) -> [__m256i; 8] {
     all
 }
 
+/// All ones where a byte of [`spread_all`] has its bit.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn negative(spread: __m256i) -> __m256i {
+    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit)
+}
+
 /// 1, or -1 where the bit in `bits` is set, for 256 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn spread_signs(bits: __m256i) -> [__m256i; 8] {
-    let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let mut sign = spread_all(bits);
     for sign in &mut sign {
-        let negative = _mm256_cmpeq_epi8(_mm256_and_si256(*sign, bit), bit);
-        *sign = _mm256_or_si256(negative, _mm256_set1_epi8(1));
+        *sign = _mm256_or_si256(negative(*sign), _mm256_set1_epi8(1));
     }
     sign
 }
@@ -392,12 +398,11 @@ impl Signed {
         codes: impl Fn(usize) -> __m256i,
         acts: [&[u8; BLOCK_BYTES]; T],
     ) -> Product<T> {
-        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
         let scales = opaque(self.scale);
         let spread = spread_all(self.signs);
         let mut dots = [_mm256_setzero_si256(); T];
         for j in 0..8 {
-            let negative = _mm256_cmpeq_epi8(_mm256_and_si256(spread[j], bit), bit);
+            let negative = negative(spread[j]);
             let (q, scale) = (codes(j), scale_of(scales, j));
             for (dot, a) in dots.iter_mut().zip(acts) {
                 let values = _mm256_sub_epi8(_mm256_xor_si256(values(a, j), negative), negative);
