@@ -28,6 +28,7 @@ mod matmul;
 mod reference;
 mod tables;
 mod types;
+mod unpack;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -38,6 +39,7 @@ pub use isa::Isa;
 pub use matmul::{Scratch, matmul};
 pub use reference::dequantize_row;
 pub use types::Type;
+pub use unpack::unpack_row;
 pub use weights::Weights;
 
 /// How entries of tables come into vectors on x86; the fastest is found out.

@@ -23,7 +23,7 @@ pub fn dequantize_row(ty: Type, row: &[u8], out: &mut [f32]) -> Result<(), Error
     })?;
     at_least("row", row.len(), Some(needed))?;
     let row = &row[..needed];
-    by_type!(ty,
+    by_type!(ty, false,
     super S => dequantize_super::<S>(row, out),
     small M => dequantize_small::<M>(row, out),
     float => for (x, bytes) in out.iter_mut().zip(row.chunks_exact(ty.block_bytes())) {
@@ -76,7 +76,7 @@ fn float(ty: Type, bytes: &[u8]) -> f32 {
 /// The dot product of a row of weights with a row of activations in the type's form.
 pub(crate) fn dot(weights: &Weights, r: usize, activation: &[u8]) -> f32 {
     let row = weights.row(r);
-    by_type!(weights.ty(),
+    by_type!(weights.ty(), weights.is_unpacked(),
         super S => dot_super::<S>(row, activation),
         small M => dot_small::<M>(row, activation),
         float => dot_float(weights.ty(), row, activation))

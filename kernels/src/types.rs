@@ -1,6 +1,6 @@
 //! The tensor types: their numbers and names in GGUF, their block sizes, the activations that they are multiplied with.
 
-use crate::Activation;
+use crate::{Activation, blocks::unpackable};
 
 macro_rules! types {
     ($($variant:ident $id:literal $name:literal $elems:literal $bytes:literal $activation:ident;)*) => {
@@ -86,6 +86,18 @@ impl Type {
     pub fn row_bytes(self, n: usize) -> Option<usize> {
         (n.is_multiple_of(self.block_elems()))
             .then(|| (n / self.block_elems()).checked_mul(self.block_bytes()))?
+    }
+
+    /// Bytes of a block in the form that [`crate::unpack_row`] brings the type into; None if there is none.
+    pub fn unpacked_block_bytes(self) -> Option<usize> {
+        unpackable!(self, S => Some(<<S as b::Unpackable>::Form as b::SuperType>::BYTES), _ => None)
+    }
+
+    /// As [`Type::row_bytes`], in that form.
+    pub fn unpacked_row_bytes(self, n: usize) -> Option<usize> {
+        let bytes = self.unpacked_block_bytes()?;
+        (n.is_multiple_of(self.block_elems()))
+            .then(|| (n / self.block_elems()).checked_mul(bytes))?
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{Error, Type, error::at_least};
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a> {
     ty: Type,
+    unpacked: bool,
     data: &'a [u8],
     row_bytes: usize,
     n_rows: usize,
@@ -26,7 +27,36 @@ impl<'a> Weights<'a> {
         n_rows: usize,
         n_in: usize,
     ) -> Result<Self, Error> {
-        let needed = ty.row_bytes(n_in).ok_or(Error::RowLength { ty, n_in })?;
+        Self::of(ty, false, data, row_bytes, n_rows, n_in)
+    }
+
+    /// The same of rows in the type's unpacked form, as [`crate::unpack_row`] writes them.
+    ///
+    /// # Errors
+    /// As [`Weights::new`], or if the type has no such form.
+    pub fn unpacked(
+        ty: Type,
+        data: &'a [u8],
+        row_bytes: usize,
+        n_rows: usize,
+        n_in: usize,
+    ) -> Result<Self, Error> {
+        Self::of(ty, true, data, row_bytes, n_rows, n_in)
+    }
+
+    fn of(
+        ty: Type,
+        unpacked: bool,
+        data: &'a [u8],
+        row_bytes: usize,
+        n_rows: usize,
+        n_in: usize,
+    ) -> Result<Self, Error> {
+        let needed = match unpacked {
+            false => ty.row_bytes(n_in),
+            true => ty.unpacked_row_bytes(n_in),
+        };
+        let needed = needed.ok_or(Error::RowLength { ty, n_in })?;
         if row_bytes < needed {
             return Err(Error::RowStride { row_bytes, needed });
         }
@@ -38,6 +68,7 @@ impl<'a> Weights<'a> {
         }
         Ok(Weights {
             ty,
+            unpacked,
             data,
             row_bytes,
             n_rows,
@@ -47,6 +78,11 @@ impl<'a> Weights<'a> {
 
     pub fn ty(&self) -> Type {
         self.ty
+    }
+
+    /// Whether rows are in the type's unpacked form.
+    pub fn is_unpacked(&self) -> bool {
+        self.unpacked
     }
 
     pub fn n_rows(&self) -> usize {
@@ -64,7 +100,11 @@ impl<'a> Weights<'a> {
     /// The blocks of row `r`, without what lies between it and the next.
     pub fn row(&self, r: usize) -> &'a [u8] {
         assert!(r < self.n_rows, "row {r} of {}", self.n_rows);
-        let len = self.n_in / self.ty.block_elems() * self.ty.block_bytes();
+        let block = match self.ty.unpacked_block_bytes() {
+            Some(bytes) if self.unpacked => bytes,
+            _ => self.ty.block_bytes(),
+        };
+        let len = self.n_in / self.ty.block_elems() * block;
         &self.data[r * self.row_bytes..][..len]
     }
 

@@ -1,6 +1,8 @@
 //! Every path against the scalar one, on random and on hostile blocks, at every split.
 
-use moqa_kernels::{Isa, Lookup, Scratch, Type, Weights, choose_lookup, dequantize_row, matmul};
+use moqa_kernels::{
+    Isa, Lookup, Scratch, Type, Weights, choose_lookup, dequantize_row, matmul, unpack_row,
+};
 
 struct Random(u64);
 
@@ -252,6 +254,55 @@ fn paths_agree() {
     }
 }
 
+/// Rows in their type's unpacked form, made on any path, give the same bits.
+#[test]
+fn unpacked_rows_agree() {
+    let mut random = Random(9);
+    let mut scratch = Scratch::new();
+    let unpackable = Type::ALL
+        .iter()
+        .filter(|ty| ty.unpacked_block_bytes().is_some());
+    let mut n_types = 0;
+    for &ty in unpackable {
+        n_types += 1;
+        for &how in reduced(&[Fill::Usual, Fill::AnyScale, Fill::Zero, Fill::Ones], 1) {
+            for &(n_rows, n_acts) in reduced(&[(3, 1), (8, 5), (5, 2), (19, 4), (33, 16)], 2) {
+                let n_in = 256 * (1 + random.below(3));
+                let case = Case::new(ty, n_rows, n_in, n_acts, how, &mut random);
+                let act_rows: Vec<u32> = (0..n_acts as u32).collect();
+                let expected = case.run(Isa::Scalar, 0..n_rows, &act_rows, &mut scratch);
+                let row = ty.unpacked_row_bytes(n_in).unwrap();
+                let unpack = |isa| {
+                    let mut out = vec![0xff; row * n_rows];
+                    for (r, out) in out.chunks_exact_mut(row).enumerate() {
+                        unpack_row(isa, ty, case.weights().row(r), out).unwrap();
+                    }
+                    out
+                };
+                let bytes = unpack(Isa::Scalar);
+                let weights = Weights::unpacked(ty, &bytes, row, n_rows, n_in).unwrap();
+                for isa in Isa::available() {
+                    assert!(bytes == unpack(isa), "{ty:?} unpacked on {isa:?}");
+                    let mut out = vec![f32::NAN; n_rows * n_acts];
+                    matmul(
+                        isa,
+                        &weights,
+                        0..n_rows,
+                        &case.acts,
+                        &act_rows,
+                        &mut out,
+                        &mut scratch,
+                    )
+                    .unwrap();
+                    let what = format!("unpacked, {isa:?} {n_rows}x{n_in} with {n_acts}");
+                    same(&case, &expected, &out, &what);
+                }
+            }
+        }
+    }
+    assert_eq!(n_types, 5);
+}
+
 /// Activations as large as can be whose signs are those of a row of weights: no sums of products are larger.
 #[test]
 fn largest_sums() {
@@ -341,6 +392,20 @@ fn splits_do_not_matter() {
             }
         }
     }
+}
+
+#[test]
+fn refuses_to_unpack_what_does_not_fit() {
+    let row = [0; 220];
+    let mut out = [0; 268];
+    assert!(unpack_row(Isa::Scalar, Type::IQ3_S, &row, &mut out).is_ok());
+    assert!(unpack_row(Isa::Scalar, Type::IQ3_S, &row, &mut out[1..]).is_err());
+    assert!(unpack_row(Isa::Scalar, Type::IQ3_S, &row[1..], &mut out).is_err());
+    assert!(unpack_row(Isa::Scalar, Type::Q4_K, &row[..144], &mut out).is_err());
+    assert!(unpack_row(Isa::Scalar, Type::IQ3_S, &[], &mut []).is_ok());
+    assert!(Weights::unpacked(Type::IQ3_S, &out, 134, 2, 256).is_ok());
+    assert!(Weights::unpacked(Type::IQ3_S, &out, 134, 3, 256).is_err());
+    assert!(Weights::unpacked(Type::Q4_K, &out, 144, 1, 256).is_err());
 }
 
 #[test]

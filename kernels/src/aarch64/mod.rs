@@ -43,7 +43,7 @@ pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32]) -> bool {
 }
 
 fn run<K: Kernel>(job: &Job, out: &mut [f32]) -> bool {
-    by_type!(job.weights.ty(),
+    by_type!(job.weights.ty(), job.weights.is_unpacked(),
         super S => matmul_super::<K, S>(job, out),
         small M => matmul_small::<K, M>(job, out),
         float => return false);

@@ -7,11 +7,15 @@ mod iquants;
 mod kquants;
 mod legacy;
 mod ternary;
+mod unpacked;
 
 pub(crate) use iquants::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Xs};
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use legacy::{Iq4Nl, Mxfp4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use ternary::{Tq1, Tq2};
+pub(crate) use unpacked::{
+    Codes, FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Pack, ThreeBits, Unpackable, unpack_block,
+};
 
 /// 256 weights: `w[i] = d * scale[i / 16] * q[i] - dmin * min[i / 16]`.
 pub(crate) struct Super {
@@ -67,10 +71,10 @@ pub(crate) trait SmallType {
     fn unpack(block: &[u8], piece: usize, out: &mut Small);
 }
 
-/// Run `$f::<T>` for the marker type `T` of a [`crate::Type`] with blocks of 256 weights or with smaller
-/// ones, or `$float` for floats.
+/// Run `$super` with `$S` for the marker type of a [`crate::Type`] with blocks of 256 weights, `$small` with `$M` for one
+/// with smaller blocks, or `$float` for floats; for the unpacked form, if it has one, where `$unpacked` says so.
 macro_rules! by_type {
-    ($ty:expr, super $S:ident => $super:expr, small $M:ident => $small:expr, float => $float:expr) => {{
+    ($ty:expr, $unpacked:expr, super $S:ident => $super:expr, small $M:ident => $small:expr, float => $float:expr) => {{
         use $crate::{Type, blocks as b};
         macro_rules! s {
             ($t:ty) => {{
@@ -85,6 +89,11 @@ macro_rules! by_type {
             }};
         }
         match $ty {
+            Type::IQ3_S if $unpacked => s!(b::FourBits<b::Iq3SCodes>),
+            Type::IQ3_XXS if $unpacked => s!(b::FourBits<b::Iq3XxsCodes>),
+            Type::IQ2_XXS | Type::IQ2_XS | Type::IQ2_S if $unpacked => {
+                s!(b::ThreeBits<b::Iq2Codes>)
+            }
             Type::F32 | Type::F16 | Type::BF16 => $float,
             Type::Q4_0 => m!(b::Q4_0),
             Type::Q4_1 => m!(b::Q4_1),
@@ -115,15 +124,42 @@ macro_rules! by_type {
 }
 pub(crate) use by_type;
 
+/// Run `$some` with `$S` for the marker type of a [`crate::Type`] that has an unpacked form, otherwise `$none`.
+macro_rules! unpackable {
+    ($ty:expr, $S:ident => $some:expr, _ => $none:expr) => {{
+        use $crate::{Type, blocks as b};
+        macro_rules! s {
+            ($t:ty) => {{
+                type $S = $t;
+                $some
+            }};
+        }
+        match $ty {
+            Type::IQ2_XXS => s!(b::Iq2Xxs),
+            Type::IQ2_XS => s!(b::Iq2Xs),
+            Type::IQ2_S => s!(b::Iq2S),
+            Type::IQ3_XXS => s!(b::Iq3Xxs),
+            Type::IQ3_S => s!(b::Iq3S),
+            _ => $none,
+        }
+    }};
+}
+pub(crate) use unpackable;
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn sizes_agree() {
         use super::{SmallType, SuperType};
         for &ty in crate::Type::ALL {
-            by_type!(ty,
+            by_type!(ty, false,
                 super S => { assert_eq!((ty.block_elems(), ty.block_bytes()), (256, S::BYTES)) },
                 small M => { assert_eq!((ty.block_elems(), ty.block_bytes()), (32 * M::PIECES, M::BYTES)) },
+                float => {});
+            let bytes = ty.unpacked_block_bytes().unwrap_or(ty.block_bytes());
+            by_type!(ty, true,
+                super S => { assert_eq!(bytes, S::BYTES) },
+                small M => { assert_eq!(bytes, M::BYTES) },
                 float => {});
         }
     }

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    lanes::{load, part, prefetch, sum4},
+    ahead::Ahead,
+    lanes::{load, part, sum4},
     lookup::{GATHER, INSERT, STORE, way_for},
     product::multiply,
     unpack_small::SmallAvx2,
@@ -15,48 +16,7 @@ use crate::{
 };
 
 /// Rows that are worked on together, so that their sums are reduced together.
-const ROWS: usize = 4;
-
-/// Asks for memory that will be worked on next: in each row the place `distance` bytes on, past the row's end the same of
-/// the next rows.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    distance: usize,
-    row: usize,
-    /// What leads from past a row's end to the row that comes after those that are worked on together.
-    past: usize,
-}
-
-impl Ahead {
-    /// Rows are read one after the other: so many bytes on, in whatever row that is.
-    fn along(distance: usize) -> Self {
-        Self {
-            distance,
-            row: usize::MAX,
-            past: 0,
-        }
-    }
-
-    pub fn new(job: &Job, distance: usize) -> Self {
-        let row = job.weights.row(0).len();
-        let past = ROWS * job.weights.row_bytes() - row;
-        Self {
-            distance,
-            row,
-            past,
-        }
-    }
-
-    /// For a block of so many bytes at `at`.
-    #[inline(always)]
-    pub fn ask(self, row: &[u8], at: usize, bytes: usize) {
-        let at = at + self.distance;
-        let past = if at < self.row { 0 } else { self.past };
-        for line in 0..bytes.div_ceil(64) {
-            prefetch(row, at + past + 64 * line);
-        }
-    }
-}
+pub(super) const ROWS: usize = 4;
 
 /// The float at byte `at`.
 #[inline(always)]
@@ -113,12 +73,6 @@ fn super_all<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
 /// waits, is then read on. Of longer rows, and with more activations, a block of each row in turn is faster.
 const PIECE: usize = 64;
 const PIECE_OF_TWO: usize = 16;
-/// How far ahead memory is then asked for, in bytes.
-const AHEAD: usize = 8192;
-
-/// How far ahead in each row memory is asked for where blocks of all rows are worked on at once, in bytes.
-pub(super) const AHEAD_EACH: usize = 2048;
-
 /// Sums of a piece of blocks, yet to be added up over their lanes.
 struct Piece<const T: usize, const N: usize> {
     /// By block and activation, of each row.
@@ -160,9 +114,9 @@ fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
         *a = job.activation(t + i);
     }
     let (most, ahead) = if n_blocks <= N {
-        (N, Ahead::along(AHEAD))
+        (N, Ahead::along())
     } else {
-        (1, Ahead::new(job, AHEAD_EACH))
+        (1, Ahead::in_turn(job))
     };
     let mut sums = [_mm_setzero_ps(); T];
     for start in (0..n_blocks).step_by(most) {
@@ -262,7 +216,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         *a = job.activation(t + i);
     }
     let ones = _mm256_set1_epi16(1);
-    let ahead = Ahead::new(job, AHEAD_EACH);
+    let ahead = Ahead::in_turn(job);
     let mut sums = [_mm_setzero_ps(); T];
     for p in 0..n_pieces {
         let at = p / M::PIECES * M::BYTES;

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    dot::{AHEAD_EACH, Ahead},
+    ahead::Ahead,
     lanes::{load16, part},
 };
 use crate::{
@@ -95,7 +95,7 @@ fn tile<F: Float, const T: usize>(
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let ahead = Ahead::new(job, AHEAD_EACH);
+    let ahead = Ahead::in_turn(job);
     let mut sums = [[_mm256_setzero_ps(); T]; ROWS];
     for k in 0..n_in / 8 {
         let mut a = [_mm256_setzero_ps(); T];

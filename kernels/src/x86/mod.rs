@@ -1,5 +1,6 @@
 //! Kernels for x86-64. Callers have checked that the processor has the instructions.
 
+mod ahead;
 mod dot;
 mod float;
 mod gemm;
@@ -10,11 +11,16 @@ mod product;
 mod quantize;
 mod unpack_small;
 mod unpack_super;
+mod unpacked;
 
 pub(crate) use gemm::Buffers;
 pub(crate) use lookup::choose;
 
-use crate::{Isa, blocks::by_type, matmul::Job};
+use crate::{
+    Isa, Type,
+    blocks::{by_type, unpackable},
+    matmul::Job,
+};
 
 /// From so many activation rows on, unpacking panels pays.
 const GEMM_FROM: usize = 5;
@@ -27,7 +33,7 @@ pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32], buffers: &mut Buffers
     let many = job.act_rows.len() >= GEMM_FROM;
     // SAFETY: every path but the scalar one implies AVX2, FMA and F16C; the others are taken by their own isa;
     // and `isa` is available.
-    by_type!(job.weights.ty(),
+    by_type!(job.weights.ty(), job.weights.is_unpacked(),
     super S => unsafe {
         match isa {
             _ if !many => dot::matmul_super::<S>(job, out),
@@ -59,4 +65,10 @@ pub(crate) fn quantize_block(values: &[f32], group: usize, block: &mut [u8]) {
     let values = values.try_into().expect("256 activations");
     // SAFETY: every path but the scalar one implies AVX2, FMA and F16C.
     unsafe { quantize::quantize_block(values, group, block) }
+}
+
+/// A block into its type's unpacked form; the path has been checked and is not the scalar one.
+pub(crate) fn unpack_block(ty: Type, block: &[u8], out: &mut [u8]) {
+    // SAFETY: every path but the scalar one implies AVX2, FMA and F16C.
+    unpackable!(ty, S => unsafe { unpacked::unpack_block::<S>(block, out) }, _ => {});
 }

@@ -68,7 +68,7 @@ pub(super) trait SuperAvx2: SuperType + Sized {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn both(x: __m128i) -> __m256i {
+pub(super) fn both(x: __m128i) -> __m256i {
     _mm256_broadcastsi128_si256(x)
 }
 
@@ -85,14 +85,14 @@ fn even_odd(x: __m128i) -> __m128i {
 /// `2 * x + 1`
 #[inline]
 #[target_feature(enable = "avx2")]
-fn odd(x: __m256i) -> __m256i {
+pub(super) fn odd(x: __m256i) -> __m256i {
     _mm256_or_si256(_mm256_add_epi16(x, x), _mm256_set1_epi16(1))
 }
 
 /// Two halves of four planes of 2 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn two_bits(bytes: &[u8; 64]) -> [__m256i; 8] {
+pub(super) fn two_bits(bytes: &[u8; 64]) -> [__m256i; 8] {
     let three = _mm256_set1_epi8(3);
     let (x, y) = (load(part(bytes, 0)), load(part(bytes, 32)));
     [
@@ -105,6 +105,27 @@ fn two_bits(bytes: &[u8; 64]) -> [__m256i; 8] {
         _mm256_and_si256(_mm256_srli_epi16::<4>(y), three),
         _mm256_and_si256(_mm256_srli_epi16::<6>(y), three),
     ]
+}
+
+/// Codes of two bits with the bits of `third`, the lowest of each byte for the first vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn with_third(mut q: [__m256i; 8], third: __m256i) -> [__m256i; 8] {
+    let four = _mm256_set1_epi8(4);
+    let bits = [
+        _mm256_slli_epi16::<2>(third),
+        _mm256_slli_epi16::<1>(third),
+        third,
+        _mm256_srli_epi16::<1>(third),
+        _mm256_srli_epi16::<2>(third),
+        _mm256_srli_epi16::<3>(third),
+        _mm256_srli_epi16::<4>(third),
+        _mm256_srli_epi16::<5>(third),
+    ];
+    for (q, bits) in q.iter_mut().zip(bits) {
+        *q = _mm256_or_si256(*q, _mm256_and_si256(bits, four));
+    }
+    q
 }
 
 impl SuperAvx2 for b::Q2K {
@@ -149,22 +170,7 @@ impl SuperAvx2 for b::Q3K {
         let scales = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
         let scales = even_odd(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
 
-        let high = load(part(block, 0));
-        let four = _mm256_set1_epi8(4);
-        let mut q = two_bits(part(block, 32));
-        let bits = [
-            _mm256_slli_epi16::<2>(high),
-            _mm256_slli_epi16::<1>(high),
-            high,
-            _mm256_srli_epi16::<1>(high),
-            _mm256_srli_epi16::<2>(high),
-            _mm256_srli_epi16::<3>(high),
-            _mm256_srli_epi16::<4>(high),
-            _mm256_srli_epi16::<5>(high),
-        ];
-        for (q, bits) in q.iter_mut().zip(bits) {
-            *q = _mm256_or_si256(*q, _mm256_and_si256(bits, four));
-        }
+        let q = with_third(two_bits(part(block, 32)), load(part(block, 0)));
         Parts {
             q,
             sign: [_mm256_setzero_si256(); 8],
@@ -488,7 +494,7 @@ fn narrow(x: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn without_min(q: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
+pub(super) fn without_min(q: [__m256i; 8], scale: __m256i, d: f32) -> Parts {
     with_signs(q, [_mm256_setzero_si256(); 8], scale, d)
 }
 
@@ -592,7 +598,7 @@ fn iq2_xxs<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
 /// Scales of IQ2_XS and IQ2_S.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn scales4(bytes: &[u8; 8]) -> __m256i {
+pub(super) fn scales4(bytes: &[u8; 8]) -> __m256i {
     let x = load8(bytes);
     let x = _mm_and_si128(
         _mm_unpacklo_epi64(x, _mm_srli_epi16::<4>(x)),
@@ -730,7 +736,7 @@ fn iq3_xxs<const WAY: u8>(block: &[u8]) -> (Signed, impl Fn(usize) -> __m256i) {
 /// Eight nibbles to int16, the same in both halves.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn eight_nibbles(bytes: &[u8; 4]) -> __m256i {
+pub(super) fn eight_nibbles(bytes: &[u8; 4]) -> __m256i {
     let x = _mm_cvtsi32_si128(i32::from_le_bytes(*bytes));
     let x = _mm_unpacklo_epi8(x, _mm_srli_epi16::<4>(x));
     both(_mm_cvtepu8_epi16(_mm_and_si128(x, _mm_set1_epi8(15))))

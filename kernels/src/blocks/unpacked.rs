@@ -1,0 +1,185 @@
+//! Forms that types with tables of many entries are brought into once: each code is three or four bits that number a
+//! value of a table of a register's size, so that nothing has to be looked up in memory any more. Products are the same,
+//! bit for bit.
+
+use std::marker::PhantomData;
+
+use super::{Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Super, SuperType};
+use crate::f16::half;
+
+/// What the codes of an unpacked form say.
+pub(crate) trait Codes {
+    /// Bits of a number: the magnitude's, shifted right by [`Codes::SHIFT`], and above them the sign.
+    const BITS: u32;
+    const SHIFT: u32;
+    /// Codes by number, in units of the form.
+    const TABLE: [i8; 16];
+    /// The largest of them.
+    const MAX: i8;
+    /// Codes are half of the type's own, scales twice.
+    const HALVED: bool = false;
+    /// What the block's half is multiplied by.
+    const D: f32;
+}
+
+/// The magnitudes and their negatives, by number.
+const fn signed<const N: usize>(magnitudes: [i8; N], bits: u32) -> [i8; 16] {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < N {
+        table[i] = magnitudes[i];
+        table[i | 1 << (bits - 1)] = -magnitudes[i];
+        i += 1;
+    }
+    table
+}
+
+pub(crate) struct Iq3SCodes;
+impl Codes for Iq3SCodes {
+    const BITS: u32 = 4;
+    const SHIFT: u32 = 1;
+    const TABLE: [i8; 16] = signed([1, 3, 5, 7, 9, 11, 13, 15], Self::BITS);
+    const MAX: i8 = 15;
+    const D: f32 = 1.0;
+}
+
+/// All are even: halved, twice as many products fit sums of int16.
+pub(crate) struct Iq3XxsCodes;
+impl Codes for Iq3XxsCodes {
+    const BITS: u32 = 4;
+    const SHIFT: u32 = 2;
+    const TABLE: [i8; 16] = signed([2, 6, 10, 14, 18, 22, 26, 31], Self::BITS);
+    const MAX: i8 = 31;
+    const HALVED: bool = true;
+    const D: f32 = 0.25;
+}
+
+pub(crate) struct Iq2Codes;
+impl Codes for Iq2Codes {
+    const BITS: u32 = 3;
+    const SHIFT: u32 = 4;
+    const TABLE: [i8; 16] = signed([8, 25, 43], Self::BITS);
+    const MAX: i8 = 43;
+    const D: f32 = 0.125;
+}
+
+/// A type that can be brought into a form of [`FourBits`] or [`ThreeBits`]. Its blocks begin with a half.
+pub(crate) trait Unpackable: SuperType {
+    type Codes: Codes;
+    type Form: SuperType + Pack;
+}
+
+/// Codes in the order of weights, scales of sixteens of weights and the half d into a block of a form.
+pub(crate) trait Pack {
+    fn pack(numbers: &[u8; 256], scales: &[u8; 16], d: [u8; 2], block: &mut [u8]);
+}
+
+/// 32 times two nibbles as in Q4_K; 4 bytes of scales, 4 bits for each 32 weights; half d.
+pub(crate) struct FourBits<C>(PhantomData<C>);
+/// 32 bytes of third bits and 64 of two-bit planes as in Q3_K; 8 bytes of scales, 4 bits for each 16 weights; half d.
+pub(crate) struct ThreeBits<C>(PhantomData<C>);
+
+/// A scale from its four bits.
+fn scale<C: Codes>(stored: u8) -> i16 {
+    let odd = 2 * i16::from(stored) + 1;
+    if C::HALVED { 2 * odd } else { odd }
+}
+
+impl<C: Codes> SuperType for FourBits<C> {
+    const BYTES: usize = 134;
+    const HAS_MIN: bool = false;
+    fn unpack(block: &[u8], out: &mut Super) {
+        out.d = half(block, 132) * C::D;
+        for (j, codes) in out.q.chunks_exact_mut(32).enumerate() {
+            let shift = j % 2 * 4;
+            for (q, byte) in codes.iter_mut().zip(&block[j / 2 * 32..]) {
+                *q = C::TABLE[usize::from(byte >> shift & 15)];
+            }
+            out.scale[2 * j..2 * j + 2].fill(scale::<C>(block[128 + j / 2] >> shift & 15));
+        }
+    }
+}
+
+impl<C: Codes> Pack for FourBits<C> {
+    fn pack(numbers: &[u8; 256], scales: &[u8; 16], d: [u8; 2], block: &mut [u8]) {
+        for (two, bytes) in numbers.chunks_exact(64).zip(block.chunks_exact_mut(32)) {
+            let (low, high) = two.split_at(32);
+            for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+                *byte = low | high << 4;
+            }
+        }
+        for j in 0..4 {
+            block[128 + j] = scales[4 * j] | scales[4 * j + 2] << 4;
+        }
+        block[132..134].copy_from_slice(&d);
+    }
+}
+
+impl<C: Codes> SuperType for ThreeBits<C> {
+    const BYTES: usize = 106;
+    const HAS_MIN: bool = false;
+    fn unpack(block: &[u8], out: &mut Super) {
+        out.d = half(block, 104) * C::D;
+        for (j, codes) in out.q.chunks_exact_mut(32).enumerate() {
+            let planes = &block[32 + j / 4 * 32..];
+            for ((q, two), third) in codes.iter_mut().zip(planes).zip(&block[..32]) {
+                let third = third >> j & 1;
+                *q = C::TABLE[usize::from(two >> (j % 4 * 2) & 3 | third << 2)];
+            }
+        }
+        for (j, x) in out.scale.iter_mut().enumerate() {
+            *x = scale::<C>(block[96 + j / 2] >> (j % 2 * 4) & 15);
+        }
+    }
+}
+
+impl<C: Codes> Pack for ThreeBits<C> {
+    fn pack(numbers: &[u8; 256], scales: &[u8; 16], d: [u8; 2], block: &mut [u8]) {
+        block[..96].fill(0);
+        for (j, numbers) in numbers.chunks_exact(32).enumerate() {
+            for (i, number) in numbers.iter().enumerate() {
+                block[i] |= (number >> 2) << j;
+                block[32 + j / 4 * 32 + i] |= (number & 3) << (j % 4 * 2);
+            }
+        }
+        for j in 0..8 {
+            block[96 + j] = scales[2 * j] | scales[2 * j + 1] << 4;
+        }
+        block[104..106].copy_from_slice(&d);
+    }
+}
+
+/// The number of one of the type's codes.
+fn number<S: Unpackable>(code: i8) -> u8 {
+    let magnitude = code.unsigned_abs() >> u32::from(S::Codes::HALVED);
+    magnitude >> S::Codes::SHIFT | u8::from(code < 0) << (S::Codes::BITS - 1)
+}
+
+/// A block into the type's form.
+pub(crate) fn unpack_block<S: Unpackable>(block: &[u8], out: &mut [u8]) {
+    let mut w = Super::ZERO;
+    S::unpack(block, &mut w);
+    let scales = w.scale.map(|s| (s >> 1) as u8);
+    S::Form::pack(&w.q.map(number::<S>), &scales, [block[0], block[1]], out);
+}
+
+impl Unpackable for Iq3S {
+    type Codes = Iq3SCodes;
+    type Form = FourBits<Iq3SCodes>;
+}
+impl Unpackable for Iq3Xxs {
+    type Codes = Iq3XxsCodes;
+    type Form = FourBits<Iq3XxsCodes>;
+}
+impl Unpackable for Iq2Xxs {
+    type Codes = Iq2Codes;
+    type Form = ThreeBits<Iq2Codes>;
+}
+impl Unpackable for Iq2Xs {
+    type Codes = Iq2Codes;
+    type Form = ThreeBits<Iq2Codes>;
+}
+impl Unpackable for Iq2S {
+    type Codes = Iq2Codes;
+    type Form = ThreeBits<Iq2Codes>;
+}
