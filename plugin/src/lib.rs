@@ -6,6 +6,7 @@
 //! host      the program: its functions, the layout of its ABI, checked; unsafe
 //! backend   what the program calls: device, buffers, streams; unsafe
 //! compute   products of weights with activations; safe, but for the memory of results (`compute::rows`)
+//! memory    memory for weights; unsafe
 //! pool      threads; unsafe in one place
 //! ```
 
@@ -13,6 +14,7 @@ mod backend;
 pub mod compute;
 mod host;
 mod log;
+mod memory;
 pub mod pool;
 
 use ggml_backend_sys as sys;

@@ -13,6 +13,7 @@ use super::{context_of, guarded, guarded_or};
 use crate::compute::experts::Experts;
 use crate::host::Host;
 use crate::log::{debug, error};
+use crate::memory::Memory;
 use crate::pool::lock;
 
 /// The name of buffers and of the device.
@@ -26,8 +27,8 @@ const ENDS: usize = 64;
 pub struct Buffer {
     base: *mut u8,
     size: usize,
-    /// Our own memory is unmapped with the buffer; the host's is not.
-    owned: bool,
+    /// Our own memory, where it is not the host's.
+    owned: Option<Memory>,
     tensors: Mutex<Tensors>,
 }
 
@@ -83,7 +84,7 @@ struct Found {
 static LIVE: Mutex<Vec<Weak<Buffer>>> = Mutex::new(Vec::new());
 
 impl Buffer {
-    fn new(base: *mut u8, size: usize, owned: bool) -> Arc<Self> {
+    fn new(base: *mut u8, size: usize, owned: Option<Memory>) -> Arc<Self> {
         Arc::new(Self {
             base,
             size,
@@ -134,7 +135,7 @@ impl Buffer {
         };
         tensors.table.insert(data as usize, entry);
         let name = tensor.name();
-        if self.owned {
+        if self.owned.is_some() {
             debug!("{name}: {bytes} bytes to be read");
             return Ok(());
         }
@@ -231,15 +232,6 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.owned {
-            // SAFETY: `allocate` mapped it with this size.
-            unsafe { libc::munmap(self.base.cast(), self.size) };
-        }
-    }
-}
-
 impl Entry {
     /// What the tensor's bytes are, looked at again if its ends have changed.
     ///
@@ -306,6 +298,13 @@ pub fn is_weight(tensor: &Tensor<'_>) -> bool {
     tensor.name().ends_with(".weight")
 }
 
+/// Bytes of the mapped files that hold weights.
+pub fn mapped_bytes() -> usize {
+    let live = lock(&LIVE);
+    let buffers = live.iter().filter_map(Weak::upgrade);
+    buffers.filter(|b| b.owned.is_none()).map(|b| b.size).sum()
+}
+
 /// What is wrong with the expert tensors that are loaded now.
 pub fn damage() -> Vec<String> {
     let buffers: Vec<_> = lock(&LIVE).iter().filter_map(Weak::upgrade).collect();
@@ -359,22 +358,12 @@ unsafe extern "C" fn alloc_buffer(
     size: usize,
 ) -> sys::ggml_backend_buffer_t {
     guarded_or(std::ptr::null_mut(), |host| {
-        // SAFETY: a new private mapping, which begins at a page and is zero.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size.max(1),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
+        let Some(memory) = Memory::new(size) else {
             error!("no memory for a buffer of {size} bytes");
             return std::ptr::null_mut();
-        }
-        hand_over(host, Buffer::new(base.cast(), size.max(1), true), size)
+        };
+        let buffer = Buffer::new(memory.base(), memory.len(), Some(memory));
+        hand_over(host, buffer, size)
     })
 }
 
@@ -385,7 +374,7 @@ pub fn from_host_memory(
     size: usize,
 ) -> sys::ggml_backend_buffer_t {
     debug!("{size} bytes of a mapped file");
-    hand_over(host, Buffer::new(base.cast(), size, false), size)
+    hand_over(host, Buffer::new(base.cast(), size, None), size)
 }
 
 fn hand_over(host: &'static Host, buffer: Arc<Buffer>, size: usize) -> sys::ggml_backend_buffer_t {

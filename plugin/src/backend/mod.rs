@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod device;
 mod neighbours;
+mod repack;
 pub mod stream;
 pub mod tensor;
 

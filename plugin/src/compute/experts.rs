@@ -1,7 +1,11 @@
 //! What a weight tensor's bytes are: experts of one type, or a mixed container in which each has its own.
 
+use std::sync::OnceLock;
+
 use moqa_kernels::{Type, Weights};
 use moqa_mixed::{Block, Layout, Shape};
+
+use super::unpacked::Unpacked;
 
 /// Why a tensor cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,13 +33,15 @@ struct Place {
 }
 
 /// The experts of a tensor `[n_in, n_out, n_expert]`: their types and places. A dense matrix is one expert.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Experts {
     n_in: usize,
     n_out: usize,
     mixed: bool,
     places: Vec<Place>,
     bytes: usize,
+    /// Where that was done or decided against, those whose types have tables, unpacked.
+    unpacked: OnceLock<Option<Unpacked>>,
 }
 
 /// Blocks of a type by its number in files.
@@ -84,6 +90,7 @@ impl Experts {
             mixed: false,
             places: places.collect(),
             bytes: need,
+            unpacked: OnceLock::new(),
         })
     }
 
@@ -107,6 +114,7 @@ impl Experts {
             mixed: true,
             places: places.collect::<Result<_, Error>>()?,
             bytes: need,
+            unpacked: OnceLock::new(),
         })
     }
 
@@ -135,9 +143,19 @@ impl Experts {
         self.places[expert].ty
     }
 
-    /// Bytes of one of the expert's rows.
+    /// Bytes of one of the expert's rows, unpacked if they are.
     pub fn row_bytes(&self, expert: usize) -> usize {
-        self.places[expert].row_bytes
+        let unpacked = self.unpacked().and_then(|u| u.row_bytes(expert));
+        unpacked.unwrap_or(self.places[expert].row_bytes)
+    }
+
+    /// Has products use what `make` gives, if nobody has been asked yet.
+    pub fn unpack(&self, make: impl FnOnce() -> Option<Unpacked>) {
+        self.unpacked.get_or_init(make);
+    }
+
+    fn unpacked(&self) -> Option<&Unpacked> {
+        self.unpacked.get()?.as_ref()
     }
 
     /// Bytes that the experts take, from the tensor's start.
@@ -145,16 +163,22 @@ impl Experts {
         self.bytes
     }
 
-    /// An expert's weights in the tensor's bytes.
+    /// An expert's weights in the tensor's bytes, or unpacked.
     ///
     /// # Errors
     /// `tensor` is shorter than what was looked at.
     pub fn weights<'a>(
-        &self,
+        &'a self,
         tensor: &'a [u8],
         expert: usize,
     ) -> Result<Weights<'a>, moqa_kernels::Error> {
         let place = self.places[expert];
+        let unpacked = self.unpacked();
+        if let Some(weights) =
+            unpacked.and_then(|u| u.weights(place.ty, expert, self.n_out, self.n_in))
+        {
+            return weights;
+        }
         let data = tensor.get(place.offset..).unwrap_or_default();
         Weights::new(place.ty, data, place.row_bytes, self.n_out, self.n_in)
     }

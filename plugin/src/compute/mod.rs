@@ -9,6 +9,7 @@ pub mod experts;
 pub mod glu;
 pub mod product;
 pub mod rows;
+pub mod unpacked;
 pub mod weighing;
 
 use std::ops::Range;
@@ -17,9 +18,11 @@ use std::sync::Mutex;
 use moqa_kernels::{Activation, Isa, Scratch, matmul};
 
 use crate::pool::{Panicked, Pool, lock};
+use experts::Experts;
 use glu::{Glu, Kind};
 use product::{Product, row_offset};
 use rows::{Input, Output};
+use unpacked::Unpacked;
 use weighing::Weighing;
 
 /// Why a step failed.
@@ -200,6 +203,14 @@ impl Computer {
         let result = self.steps(products, gated, &quantized, &tasks, &mut buffers);
         self.buffers = buffers;
         result
+    }
+
+    /// Unpacks the experts in `tensor` ([`Unpacked`]); `None` where there is no memory for it.
+    ///
+    /// # Errors
+    /// Kernels refuse, or a task panics.
+    pub fn unpack(&mut self, experts: &Experts, tensor: &[u8]) -> Result<Option<Unpacked>, Error> {
+        Unpacked::new(experts, tensor, self.isa, &mut self.pool)
     }
 
     /// Computes a gated linear unit.

@@ -50,7 +50,13 @@ fn blocks(random: &mut Random, ty: Type, rows: usize, n_in: usize) -> Vec<u8> {
             Type::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             Type::F16 => block.copy_from_slice(&half(random.float() * 0.5 + 0.51).to_le_bytes()),
             Type::BF16 => block.copy_from_slice(&random.float().to_bits().to_le_bytes()[2..]),
-            Type::Q8_0 | Type::Q4_0 => block[..2].copy_from_slice(&scale(random)),
+            Type::Q8_0
+            | Type::Q4_0
+            | Type::IQ2_XXS
+            | Type::IQ2_XS
+            | Type::IQ2_S
+            | Type::IQ3_XXS
+            | Type::IQ3_S => block[..2].copy_from_slice(&scale(random)),
             Type::Q4_K => {
                 block[..2].copy_from_slice(&scale(random));
                 block[2..4].copy_from_slice(&scale(random));
@@ -165,6 +171,8 @@ struct Case {
     /// Bytes between rows.
     gap: usize,
     fine: bool,
+    /// Whether experts are unpacked where their types can be.
+    unpacked: bool,
 }
 
 fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
@@ -183,6 +191,15 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         .collect();
     let input = with_gaps(&x, in_form);
     let mut output = vec![0x55; span(out_form)];
+    let mut computer = Computer::new(Pool::new(threads));
+    let packed = Experts::find(case.types[0], shape, &bytes).unwrap();
+    if case.unpacked {
+        experts.unpack(|| computer.unpack(&packed, &bytes).unwrap());
+        assert!((0..case.types.len()).all(|e| {
+            let row = case.types[e].unpacked_row_bytes(n_in);
+            experts.row_bytes(e) == row.unwrap_or(packed.row_bytes(e))
+        }));
+    }
     // SAFETY: both vectors are as long as the forms say.
     unsafe {
         let mut product = Product::by_ids(
@@ -196,7 +213,6 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         .unwrap();
         product.fine = case.fine;
         let products = [product];
-        let mut computer = Computer::new(Pool::new(threads));
         computer.step(&products, None).unwrap();
         // Again, with the memory of the first time.
         computer.step(&products, None).unwrap();
@@ -207,7 +223,7 @@ fn run(case: &Case, threads: usize, seed: u64) -> Vec<f32> {
         let at = (token * n_slots + slot % n_slots) * n_in;
         check(
             found,
-            &reference(&experts, &bytes, id as usize, &x[at..at + n_in]),
+            &reference(&packed, &bytes, id as usize, &x[at..at + n_in]),
             if case.fine { TWICE } else { ONCE },
         );
     }
@@ -234,6 +250,7 @@ fn case(types: &[Type], n_in: u64, n_out: u64) -> Case {
         own: false,
         gap: 0,
         fine: false,
+        unpacked: false,
     }
 }
 
@@ -294,6 +311,41 @@ fn mixed_experts_each_in_their_type() {
             )
         };
         run(&mixed, 3, 9);
+    }
+}
+
+#[test]
+fn unpacked_experts_give_the_same_bits() {
+    let types = [
+        Type::IQ3_S,
+        Type::Q8_0,
+        Type::IQ2_XXS,
+        Type::IQ3_XXS,
+        Type::IQ2_S,
+        Type::Q4_K,
+        Type::IQ2_XS,
+    ];
+    for (n_tokens, threads, fine) in [(1, 1, false), (3, 2, true), (40, 3, false)] {
+        for mixed in [false, true] {
+            let uniform = [Type::IQ3_S; 7];
+            let packed = Case {
+                mixed,
+                n_tokens,
+                n_used: 3,
+                fine,
+                ..case(if mixed { &types } else { &uniform }, 512, 70)
+            };
+            let expected = run(&packed, threads, 11);
+            let found = run(
+                &Case {
+                    unpacked: true,
+                    ..packed
+                },
+                threads,
+                11,
+            );
+            assert!(expected == found);
+        }
     }
 }
 
