@@ -151,6 +151,31 @@ fn every_digit_is_the_same_with_any_number_of_threads() {
     assert_eq!(one, run("2"), "between numbers of threads");
 }
 
+#[test]
+fn unpacked_experts_give_the_same_digits() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let model = quantize(folder.path(), "IQ3_S", &["--pure"]);
+    let run = |repack| {
+        let said = Perplexity {
+            model: &model,
+            text: &text,
+            plugin: true,
+            environment: &[("MOQA_REPACK", repack)],
+            arguments: &[],
+        }
+        .run();
+        assert!(said.computed().0 >= PRODUCTS, "{}", said.text);
+        let unpacked = said.text.matches(": unpacked into ").count();
+        (said.perplexity.expect("a perplexity"), unpacked)
+    };
+    let (never, always) = (run("0"), run("1"));
+    assert_eq!(never.1, 0);
+    // Gate, up and down of six layers at least.
+    assert!(always.1 >= 18, "{} tensors", always.1);
+    assert_eq!(never.0, always.0);
+}
+
 /// The file read into memory instead of mapped: the weights come behind the library's back.
 #[test]
 fn without_a_mapped_file() {
