@@ -90,7 +90,10 @@ impl Type {
 
     /// Bytes of a block in the form that [`crate::unpack_row`] brings the type into; None if there is none.
     pub fn unpacked_block_bytes(self) -> Option<usize> {
-        unpackable!(self, S => Some(<<S as b::Unpackable>::Form as b::SuperType>::BYTES), _ => None)
+        unpackable!(self,
+            numbered S => Some(<<S as b::Unpackable>::Form as b::SuperType>::BYTES),
+            other S => Some(<<S as b::Unpackable>::Form as b::SuperType>::BYTES),
+            _ => None)
     }
 
     /// As [`Type::row_bytes`], in that form.

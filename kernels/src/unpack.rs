@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Isa, Type,
-    blocks::{self, unpackable},
+    blocks::{Unpackable, unpackable},
     error::at_least,
 };
 
@@ -30,7 +30,10 @@ pub fn unpack_row(isa: Isa, ty: Type, row: &[u8], out: &mut [u8]) -> Result<(), 
             crate::x86::unpack_block(ty, block, out);
             continue;
         }
-        unpackable!(ty, S => blocks::unpack_block::<S>(block, out), _ => {});
+        unpackable!(ty,
+            numbered S => S::unpack_block(block, out),
+            other S => S::unpack_block(block, out),
+            _ => {});
     }
     Ok(())
 }

@@ -300,7 +300,7 @@ fn unpacked_rows_agree() {
             }
         }
     }
-    assert_eq!(n_types, 5);
+    assert_eq!(n_types, 6);
 }
 
 /// Activations as large as can be whose signs are those of a row of weights: no sums of products are larger.

@@ -14,7 +14,8 @@ pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use legacy::{Iq4Nl, Mxfp4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use ternary::{Tq1, Tq2};
 pub(crate) use unpacked::{
-    Codes, FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Pack, ThreeBits, Unpackable, unpack_block,
+    Codes, FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Iq4XsInOrder, Numbered, Pack, ThreeBits,
+    Unpackable,
 };
 
 /// 256 weights: `w[i] = d * scale[i / 16] * q[i] - dmin * min[i / 16]`.
@@ -89,6 +90,7 @@ macro_rules! by_type {
             }};
         }
         match $ty {
+            Type::IQ4_XS if $unpacked => s!(b::Iq4XsInOrder),
             Type::IQ3_S if $unpacked => s!(b::FourBits<b::Iq3SCodes>),
             Type::IQ3_XXS if $unpacked => s!(b::FourBits<b::Iq3XxsCodes>),
             Type::IQ2_XXS | Type::IQ2_XS | Type::IQ2_S if $unpacked => {
@@ -124,14 +126,15 @@ macro_rules! by_type {
 }
 pub(crate) use by_type;
 
-/// Run `$some` with `$S` for the marker type of a [`crate::Type`] that has an unpacked form, otherwise `$none`.
+/// Run `$numbered` with `$S` for the marker type of a [`crate::Type`] whose unpacked form has numbers for codes, `$other` with
+/// `$O` for that of one with another unpacked form, otherwise `$none`.
 macro_rules! unpackable {
-    ($ty:expr, $S:ident => $some:expr, _ => $none:expr) => {{
+    ($ty:expr, numbered $S:ident => $numbered:expr, other $O:ident => $other:expr, _ => $none:expr) => {{
         use $crate::{Type, blocks as b};
         macro_rules! s {
             ($t:ty) => {{
                 type $S = $t;
-                $some
+                $numbered
             }};
         }
         match $ty {
@@ -140,6 +143,10 @@ macro_rules! unpackable {
             Type::IQ2_S => s!(b::Iq2S),
             Type::IQ3_XXS => s!(b::Iq3Xxs),
             Type::IQ3_S => s!(b::Iq3S),
+            Type::IQ4_XS => {
+                type $O = b::Iq4Xs;
+                $other
+            }
             _ => $none,
         }
     }};

@@ -18,7 +18,7 @@ pub(crate) use lookup::choose;
 
 use crate::{
     Isa, Type,
-    blocks::{by_type, unpackable},
+    blocks::{Unpackable, by_type, unpackable},
     matmul::Job,
 };
 
@@ -69,6 +69,9 @@ pub(crate) fn quantize_block(values: &[f32], group: usize, block: &mut [u8]) {
 
 /// A block into its type's unpacked form; the path has been checked and is not the scalar one.
 pub(crate) fn unpack_block(ty: Type, block: &[u8], out: &mut [u8]) {
-    // SAFETY: every path but the scalar one implies AVX2, FMA and F16C.
-    unpackable!(ty, S => unsafe { unpacked::unpack_block::<S>(block, out) }, _ => {});
+    unpackable!(ty,
+        // SAFETY: every path but the scalar one implies AVX2, FMA and F16C.
+        numbered S => unsafe { unpacked::unpack_block::<S>(block, out) },
+        other S => S::unpack_block(block, out),
+        _ => {});
 }

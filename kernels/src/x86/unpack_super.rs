@@ -199,7 +199,7 @@ fn scales_and_mins(bytes: &[u8; 12]) -> (__m256i, __m256i) {
 /// Four times two planes of nibbles.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(bytes: &[u8; 128]) -> [__m256i; 8] {
+pub(super) fn nibbles(bytes: &[u8; 128]) -> [__m256i; 8] {
     let fifteen = _mm256_set1_epi8(15);
     let mut q = [fifteen; 8];
     for i in 0..4 {
@@ -891,6 +891,27 @@ impl SuperAvx2 for b::Iq1M {
     }
 }
 
+/// The scales of IQ4_XS from the first bytes of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn iq4_xs_scales(block: &[u8; 8]) -> __m256i {
+    // The multiplication moves the two bits to the top.
+    let up = both(_mm_setr_epi16(
+        1 << 14,
+        1 << 12,
+        1 << 10,
+        1 << 8,
+        1 << 6,
+        1 << 4,
+        1 << 2,
+        1,
+    ));
+    let high = _mm256_mullo_epi16(_mm256_set1_epi16(u16_at(block, 2) as i16), up);
+    let high = _mm256_slli_epi16::<4>(_mm256_srli_epi16::<14>(high));
+    let scale = _mm256_or_si256(eight_nibbles(part(block, 4)), high);
+    _mm256_sub_epi16(scale, _mm256_set1_epi16(32))
+}
+
 impl SuperAvx2 for b::Iq4Xs {
     const FORM: Form = Form::Signed;
     const MAX: i32 = 127;
@@ -900,21 +921,7 @@ impl SuperAvx2 for b::Iq4Xs {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 136] = part(block, 0);
-        // The multiplication moves the two bits to the top.
-        let up = both(_mm_setr_epi16(
-            1 << 14,
-            1 << 12,
-            1 << 10,
-            1 << 8,
-            1 << 6,
-            1 << 4,
-            1 << 2,
-            1,
-        ));
-        let high = _mm256_mullo_epi16(_mm256_set1_epi16(u16_at(block, 2) as i16), up);
-        let high = _mm256_slli_epi16::<4>(_mm256_srli_epi16::<14>(high));
-        let scale = _mm256_or_si256(eight_nibbles(part(block, 4)), high);
-        let scale = _mm256_sub_epi16(scale, _mm256_set1_epi16(32));
+        let scale = iq4_xs_scales(part(block, 0));
         let mut q = [scale; 8];
         for (i, q) in q.iter_mut().enumerate() {
             *q = iq4(part(block, 8 + 16 * i));
@@ -930,13 +937,25 @@ pub(super) fn iq4(bytes: &[u8; 16]) -> __m256i {
     table_nibbles(&tables::IQ4, bytes)
 }
 
+/// The values of IQ4 codes, in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn iq4_table() -> __m256i {
+    in_both(&tables::IQ4)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_both(table: &[i8; 16]) -> __m256i {
+    let t = i128::from_le_bytes(table.map(|x| x as u8));
+    both(_mm_set_epi64x((t >> 64) as i64, t as i64))
+}
+
 /// Values of a table by low nibbles, then by high ones.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn table_nibbles(table: &[i8; 16], bytes: &[u8; 16]) -> __m256i {
-    let t = i128::from_le_bytes(table.map(|x| x as u8));
-    let t = both(_mm_set_epi64x((t >> 64) as i64, t as i64));
-    _mm256_shuffle_epi8(t, plain_nibbles(bytes))
+    _mm256_shuffle_epi8(in_both(table), plain_nibbles(bytes))
 }
 
 /// Low nibbles, then high ones.

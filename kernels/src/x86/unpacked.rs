@@ -5,9 +5,10 @@ use std::arch::x86_64::*;
 use super::lanes::{half, load, part};
 use super::lookup::INSERT;
 use super::unpack_super::{
-    Form, Parts, SuperAvx2, both, eight_nibbles, odd, scales4, two_bits, with_third, without_min,
+    Form, Parts, SuperAvx2, both, eight_nibbles, iq4_table, iq4_xs_scales, nibbles, odd, scales4,
+    two_bits, with_third, without_min,
 };
-use crate::blocks::{Codes, FourBits, Pack, ThreeBits, Unpackable};
+use crate::blocks::{Codes, FourBits, Iq4XsInOrder, Numbered, Pack, ThreeBits};
 
 /// Its codes by number, moved up so that none is negative.
 #[inline]
@@ -47,14 +48,8 @@ impl<C: Codes> SuperAvx2 for FourBits<C> {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 134] = part(block, 0);
-        let (table, fifteen) = (table::<C>(), _mm256_set1_epi8(15));
-        let mut q = [table; 8];
-        for i in 0..4 {
-            let x = load(part(block, 32 * i));
-            let high = _mm256_srli_epi16::<4>(x);
-            q[2 * i] = _mm256_shuffle_epi8(table, _mm256_and_si256(x, fifteen));
-            q[2 * i + 1] = _mm256_shuffle_epi8(table, _mm256_and_si256(high, fifteen));
-        }
+        let table = table::<C>();
+        let q = nibbles(part(block, 0)).map(|q| _mm256_shuffle_epi8(table, q));
         let odd = odd(eight_nibbles(part(block, 128)));
         without_min(q, scale::<C>(odd), half(block, 132) * C::D)
     }
@@ -77,9 +72,24 @@ impl<C: Codes> SuperAvx2 for ThreeBits<C> {
     }
 }
 
-/// As [`crate::blocks::unpack_block`].
+impl SuperAvx2 for Iq4XsInOrder {
+    const FORM: Form = Form::Signed;
+    const MAX: i32 = 127;
+    const SUB: usize = 32;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
+        let block: &[u8; 136] = part(block, 0);
+        let table = iq4_table();
+        let q = nibbles(part(block, 8)).map(|q| _mm256_shuffle_epi8(table, q));
+        without_min(q, iq4_xs_scales(part(block, 0)), half(block, 0))
+    }
+}
+
+/// As [`crate::blocks::Unpackable::unpack_block`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn unpack_block<S: SuperAvx2 + Unpackable>(block: &[u8], out: &mut [u8]) {
+pub(super) fn unpack_block<S: SuperAvx2 + Numbered>(block: &[u8], out: &mut [u8]) {
     // SAFETY: this function has the features.
     let w = unsafe { S::parts::<INSERT>(block) };
     let mut numbers = [0u8; 256];
@@ -100,5 +110,5 @@ pub(super) fn unpack_block<S: SuperAvx2 + Unpackable>(block: &[u8], out: &mut [u
     let down = 1 + u32::from(S::Codes::HALVED);
     // Those of even sixteens are in the low half.
     let scales = std::array::from_fn(|j| (halves[j / 2 + j % 2 * 8] >> down) as u8);
-    S::Form::pack(&numbers, &scales, [block[0], block[1]], out);
+    S::Packed::pack(&numbers, &scales, [block[0], block[1]], out);
 }
