@@ -172,25 +172,21 @@ impl<S: Numbered> Unpackable for S {
     }
 }
 
-impl Numbered for Iq3S {
-    type Codes = Iq3SCodes;
-    type Packed = FourBits<Iq3SCodes>;
+macro_rules! numbered {
+    ($($ty:ident $codes:ident $packed:ident;)*) => {
+        $(impl Numbered for $ty {
+            type Codes = $codes;
+            type Packed = $packed<$codes>;
+        })*
+    };
 }
-impl Numbered for Iq3Xxs {
-    type Codes = Iq3XxsCodes;
-    type Packed = FourBits<Iq3XxsCodes>;
-}
-impl Numbered for Iq2Xxs {
-    type Codes = Iq2Codes;
-    type Packed = ThreeBits<Iq2Codes>;
-}
-impl Numbered for Iq2Xs {
-    type Codes = Iq2Codes;
-    type Packed = ThreeBits<Iq2Codes>;
-}
-impl Numbered for Iq2S {
-    type Codes = Iq2Codes;
-    type Packed = ThreeBits<Iq2Codes>;
+
+numbered! {
+    Iq3S Iq3SCodes FourBits;
+    Iq3Xxs Iq3XxsCodes FourBits;
+    Iq2Xxs Iq2Codes ThreeBits;
+    Iq2Xs Iq2Codes ThreeBits;
+    Iq2S Iq2Codes ThreeBits;
 }
 
 /// IQ4_XS with nibbles in the order of Q4_K, which takes fewer instructions; what comes before them is the same.
