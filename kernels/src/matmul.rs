@@ -35,6 +35,7 @@ impl<'a> Job<'a> {
 
     /// The `N` weight rows from the job's row `first` on; past the last one again the last one, to be computed and
     /// dropped.
+    #[cfg(target_arch = "x86_64")]
     #[inline]
     pub fn weight_rows<const N: usize>(&self, first: usize) -> [&'a [u8]; N] {
         let last = self.rows.len() - 1;

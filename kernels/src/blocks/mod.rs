@@ -13,9 +13,10 @@ pub(crate) use iquants::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Xs};
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use legacy::{Iq4Nl, Mxfp4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use ternary::{Tq1, Tq2};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use unpacked::{Codes, Numbered, Pack};
 pub(crate) use unpacked::{
-    Codes, FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Iq4XsInOrder, Numbered, Pack, ThreeBits,
-    Unpackable,
+    FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Iq4XsInOrder, ThreeBits, Unpackable,
 };
 
 /// 256 weights: `w[i] = d * scale[i / 16] * q[i] - dmin * min[i / 16]`.

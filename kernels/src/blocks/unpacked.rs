@@ -15,6 +15,7 @@ pub(crate) trait Codes {
     /// Codes by number, in units of the form.
     const TABLE: [i8; 16];
     /// The largest of them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const MAX: i8;
     /// Codes are half of the type's own, scales twice.
     const HALVED: bool = false;
