@@ -84,8 +84,7 @@ types! {
 impl Type {
     /// Bytes of a row of `n` weights; None if `n` is not a whole number of blocks or too large.
     pub fn row_bytes(self, n: usize) -> Option<usize> {
-        (n.is_multiple_of(self.block_elems()))
-            .then(|| (n / self.block_elems()).checked_mul(self.block_bytes()))?
+        self.row_of(self.block_bytes(), n)
     }
 
     /// Bytes of a block in the form that [`crate::unpack_row`] brings the type into; None if there is none.
@@ -98,9 +97,13 @@ impl Type {
 
     /// As [`Type::row_bytes`], in that form.
     pub fn unpacked_row_bytes(self, n: usize) -> Option<usize> {
-        let bytes = self.unpacked_block_bytes()?;
+        self.row_of(self.unpacked_block_bytes()?, n)
+    }
+
+    /// Bytes of a row of `n` weights whose blocks have so many.
+    fn row_of(self, block_bytes: usize, n: usize) -> Option<usize> {
         (n.is_multiple_of(self.block_elems()))
-            .then(|| (n / self.block_elems()).checked_mul(bytes))?
+            .then(|| (n / self.block_elems()).checked_mul(block_bytes))?
     }
 }
 

@@ -10,7 +10,10 @@ pub struct Weights<'a> {
     ty: Type,
     unpacked: bool,
     data: &'a [u8],
+    /// From one row's beginning to the next.
     row_bytes: usize,
+    /// Bytes of a row's blocks.
+    len: usize,
     n_rows: usize,
     n_in: usize,
 }
@@ -71,6 +74,7 @@ impl<'a> Weights<'a> {
             unpacked,
             data,
             row_bytes,
+            len: needed,
             n_rows,
             n_in,
         })
@@ -100,12 +104,7 @@ impl<'a> Weights<'a> {
     /// The blocks of row `r`, without what lies between it and the next.
     pub fn row(&self, r: usize) -> &'a [u8] {
         assert!(r < self.n_rows, "row {r} of {}", self.n_rows);
-        let block = match self.ty.unpacked_block_bytes() {
-            Some(bytes) if self.unpacked => bytes,
-            _ => self.ty.block_bytes(),
-        };
-        let len = self.n_in / self.ty.block_elems() * block;
-        &self.data[r * self.row_bytes..][..len]
+        &self.data[r * self.row_bytes..][..self.len]
     }
 
     pub(crate) fn check_rows(&self, rows: &Range<usize>) -> Result<(), Error> {

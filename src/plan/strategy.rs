@@ -81,8 +81,8 @@ const ROBUST_WIDTH: f64 = 0.05;
 /// than was expected, and by how much each domain fares worse than was expected. The best of them as measured is taken,
 /// the balanced one among them.
 ///
-/// Channels and what is fitted go by the workload's mix, as sharply as measures best ([`Plan::mix`], [`FIT_POWERS`]); in the measured robust
-/// plan by the domains that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
+/// Channels and what is fitted go by the workload's mix, as sharply as measures best ([`Plan::mix`], [`FIT_POWERS`]); in
+/// the measured robust plan by the domains that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
 /// What is measured was not fitted to; the plan that is taken is fitted to that text too.
 ///
 /// With a type for each expert, a workload's plan and the robust one that is not measured move bits between the experts of
@@ -191,21 +191,17 @@ impl Maker<'_, '_> {
             Ok(best.map(|b| b.1))
         };
         let Some(measured) = measured else {
-            let plan = within(OTHERS_LOSE)?.unwrap_or(balanced);
-            return Ok(Plan {
-                mix: fitted_to,
-                ..plan
-            });
+            return Ok(with_mix(
+                within(OTHERS_LOSE)?.unwrap_or(balanced),
+                &fitted_to,
+            ));
         };
         let usual = measured.of(&balanced)?;
         let mut best = (of_mix(&usual), balanced.clone());
         // The same types, with what the mix says of channels and what is fitted to it.
         let mut least = best.0 * (1.0 + FIT_NOISE);
         for mix in mixes {
-            let plan = Plan {
-                mix: mix.clone(),
-                ..balanced.clone()
-            };
+            let plan = with_mix(balanced.clone(), &mix);
             let fares = measured.of(&plan)?;
             if most_lost(&fares, &usual) <= OTHERS_LOSE_MEASURED && of_mix(&fares) < least {
                 least = of_mix(&fares);
@@ -222,10 +218,7 @@ impl Maker<'_, '_> {
                 continue;
             };
             last = plan.clone();
-            let plan = Plan {
-                mix: fitted_to.clone(),
-                ..plan
-            };
+            let plan = with_mix(plan, &fitted_to);
             let fares = measured.of(&plan)?;
             let lost = most_lost(&fares, &usual);
             if lost <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {
@@ -296,10 +289,7 @@ impl Maker<'_, '_> {
         let least = best.0;
         let near = |f: &f64| ((f / least - 1.0) / ROBUST_WIDTH).exp();
         let mix = self.fitted_to(&fares.iter().map(near).collect::<Vec<f64>>(), FIT_POWERS[0]);
-        let mut last = Plan {
-            mix: mix.clone(),
-            ..balanced
-        };
+        let mut last = with_mix(balanced, &mix);
         let of_fitted = measured.of(&last)?;
         if worst(&of_fitted) < best.0 {
             best = (worst(&of_fitted), last.clone());
@@ -315,10 +305,7 @@ impl Maker<'_, '_> {
                 let factors: Vec<f64> = fares.iter().zip(usual).map(factor).collect();
                 best_with(None, &factors)?
             };
-            let plan = Plan {
-                mix: mix.clone(),
-                ..plan
-            };
+            let plan = with_mix(plan, &mix);
             if plan.chooses_as(&last) {
                 break;
             }
@@ -329,6 +316,14 @@ impl Maker<'_, '_> {
             last = plan;
         }
         Ok(best.1)
+    }
+}
+
+/// The plan, with channels and fit going by a mix.
+fn with_mix(plan: Plan, mix: &Mix) -> Plan {
+    Plan {
+        mix: mix.clone(),
+        ..plan
     }
 }
 

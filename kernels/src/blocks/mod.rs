@@ -13,11 +13,9 @@ pub(crate) use iquants::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Xs};
 pub(crate) use kquants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use legacy::{Iq4Nl, Mxfp4, Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use ternary::{Tq1, Tq2};
+pub(crate) use unpacked::Unpackable;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use unpacked::{Codes, Numbered, Pack};
-pub(crate) use unpacked::{
-    FourBits, Iq2Codes, Iq3SCodes, Iq3XxsCodes, Iq4XsInOrder, ThreeBits, Unpackable,
-};
+pub(crate) use unpacked::{Codes, FourBits, Iq4XsInOrder, Numbered, Pack, ThreeBits};
 
 /// 256 weights: `w[i] = d * scale[i / 16] * q[i] - dmin * min[i / 16]`.
 pub(crate) struct Super {
@@ -91,12 +89,12 @@ macro_rules! by_type {
             }};
         }
         match $ty {
-            Type::IQ4_XS if $unpacked => s!(b::Iq4XsInOrder),
-            Type::IQ3_S if $unpacked => s!(b::FourBits<b::Iq3SCodes>),
-            Type::IQ3_XXS if $unpacked => s!(b::FourBits<b::Iq3XxsCodes>),
-            Type::IQ2_XXS | Type::IQ2_XS | Type::IQ2_S if $unpacked => {
-                s!(b::ThreeBits<b::Iq2Codes>)
-            }
+            Type::IQ2_XXS if $unpacked => s!(<b::Iq2Xxs as b::Unpackable>::Form),
+            Type::IQ2_XS if $unpacked => s!(<b::Iq2Xs as b::Unpackable>::Form),
+            Type::IQ2_S if $unpacked => s!(<b::Iq2S as b::Unpackable>::Form),
+            Type::IQ3_XXS if $unpacked => s!(<b::Iq3Xxs as b::Unpackable>::Form),
+            Type::IQ3_S if $unpacked => s!(<b::Iq3S as b::Unpackable>::Form),
+            Type::IQ4_XS if $unpacked => s!(<b::Iq4Xs as b::Unpackable>::Form),
             Type::F32 | Type::F16 | Type::BF16 => $float,
             Type::Q4_0 => m!(b::Q4_0),
             Type::Q4_1 => m!(b::Q4_1),

@@ -16,7 +16,7 @@ pub(crate) trait Codes {
     const TABLE: [i8; 16];
     /// The largest of them.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    const MAX: i8;
+    const MAX: i8 = largest(Self::TABLE);
     /// Codes are half of the type's own, scales twice.
     const HALVED: bool = false;
     /// What the block's half is multiplied by.
@@ -35,12 +35,23 @@ const fn signed<const N: usize>(magnitudes: [i8; N], bits: u32) -> [i8; 16] {
     table
 }
 
+const fn largest(table: [i8; 16]) -> i8 {
+    let mut most = 0;
+    let mut i = 0;
+    while i < table.len() {
+        if table[i] > most {
+            most = table[i];
+        }
+        i += 1;
+    }
+    most
+}
+
 pub(crate) struct Iq3SCodes;
 impl Codes for Iq3SCodes {
     const BITS: u32 = 4;
     const SHIFT: u32 = 1;
     const TABLE: [i8; 16] = signed([1, 3, 5, 7, 9, 11, 13, 15], Self::BITS);
-    const MAX: i8 = 15;
     const D: f32 = 1.0;
 }
 
@@ -50,7 +61,6 @@ impl Codes for Iq3XxsCodes {
     const BITS: u32 = 4;
     const SHIFT: u32 = 2;
     const TABLE: [i8; 16] = signed([2, 6, 10, 14, 18, 22, 26, 31], Self::BITS);
-    const MAX: i8 = 31;
     const HALVED: bool = true;
     const D: f32 = 0.25;
 }
@@ -60,7 +70,6 @@ impl Codes for Iq2Codes {
     const BITS: u32 = 3;
     const SHIFT: u32 = 4;
     const TABLE: [i8; 16] = signed([8, 25, 43], Self::BITS);
-    const MAX: i8 = 43;
     const D: f32 = 0.125;
 }
 

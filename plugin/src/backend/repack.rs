@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use super::buffer;
+use super::tensor::Tensor;
 use crate::compute::Computer;
 use crate::compute::experts::Experts;
 use crate::compute::unpacked;
@@ -30,9 +31,10 @@ fn wanted() -> Wanted {
     })
 }
 
-/// Has the experts in `tensor` unpacked the first time they are needed, if they are to be.
-pub fn unpack(name: &str, experts: &Experts, tensor: &[u8], computer: &mut Computer) {
+/// Has the experts in `weights`, a tensor with these bytes, unpacked the first time they are needed, if they are to be.
+pub fn unpack(weights: Tensor<'_>, experts: &Experts, bytes: &[u8], computer: &mut Computer) {
     experts.unpack(|| {
+        let name = weights.name();
         let needed = unpacked::needed(experts);
         if needed == 0 || wanted() == Wanted::Never {
             return None;
@@ -44,7 +46,7 @@ pub fn unpack(name: &str, experts: &Experts, tensor: &[u8], computer: &mut Compu
             debug!("{name}: no room for {needed} bytes to unpack it");
             return None;
         }
-        match computer.unpack(experts, tensor) {
+        match computer.unpack(experts, bytes) {
             Ok(Some(unpacked)) => {
                 debug!("{name}: unpacked into {} bytes", unpacked.bytes());
                 Some(unpacked)

@@ -195,7 +195,7 @@ fn pool(threads: usize) -> Pool {
 /// Whether products with weights of a buffer have activations rounded twice: as `MOQA_ACTIVATIONS` says, otherwise those
 /// of mixed models, but for [`bears_rounding`]. Such files are made for the least loss, of which int8 activations are a
 /// fifth at four bits a weight.
-fn is_fine(buffer: &Buffer, weights: &str) -> bool {
+fn is_fine(buffer: &Buffer, weights: Tensor<'_>) -> bool {
     static WANTED: OnceLock<Option<bool>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| {
         let wanted = std::env::var("MOQA_ACTIVATIONS");
@@ -209,7 +209,7 @@ fn is_fine(buffer: &Buffer, weights: &str) -> bool {
             Err(_) => None,
         }
     });
-    wanted.unwrap_or_else(|| buffer.is_mixed() && !bears_rounding(weights))
+    wanted.unwrap_or_else(|| buffer.is_mixed() && !bears_rounding(&weights.name()))
 }
 
 /// Whether weights are of a gate, up or query projection: their activations have just been normed. To round those once
@@ -384,7 +384,7 @@ impl Stream {
         for node in nodes.iter() {
             // SAFETY: the caller's promise.
             let bytes = unsafe { node.weight_bytes() };
-            repack::unpack(&node.weights.name(), &node.experts, bytes, self.computer());
+            repack::unpack(node.weights, &node.experts, bytes, self.computer());
         }
         // SAFETY: the caller's promise: `meets` found nothing in common.
         let products: Result<Vec<_>, _> =
@@ -536,7 +536,7 @@ impl<'a> Node<'a> {
             tensor,
             weights,
             experts,
-            fine: is_fine(&buffer, &weights.name()),
+            fine: is_fine(&buffer, weights),
             weighting: None,
         })
     }
