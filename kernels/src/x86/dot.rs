@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    ahead::Ahead,
+    apart::{Four, ROWS, ask_ahead},
     lanes::{load, part, sum4},
     lookup::{GATHER, INSERT, STORE, way_for},
     product::multiply,
@@ -14,9 +14,6 @@ use crate::{
     activation::{BLOCK_BYTES, SUMS, VALUES},
     matmul::Job,
 };
-
-/// Rows that are worked on together, so that their sums are reduced together.
-pub(super) const ROWS: usize = 4;
 
 /// The float at byte `at`.
 #[inline(always)]
@@ -51,19 +48,14 @@ fn super_all<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
     job: &Job,
     out: &mut [f32],
 ) {
-    let n_rows = job.rows.len();
     let mut several = Piece::<T, N>::new();
     let mut single = Piece::<1, PIECE>::new();
-    for first in (0..n_rows).step_by(ROWS) {
-        let rows = job.weight_rows::<ROWS>(first);
-        let keep = ROWS.min(n_rows - first);
+    for four in Four::all(job) {
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
-                left if left >= T => {
-                    super_rows::<S, T, N, WAY>(job, rows, t, keep, first, &mut several, out)
-                }
-                _ => super_rows::<S, 1, PIECE, WAY>(job, rows, t, keep, first, &mut single, out),
+                left if left >= T => super_rows::<S, T, N, WAY>(job, four, t, &mut several, out),
+                _ => super_rows::<S, 1, PIECE, WAY>(job, four, t, &mut single, out),
             };
         }
     }
@@ -101,30 +93,25 @@ impl<const T: usize, const N: usize> Piece<T, N> {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
     job: &Job,
-    rows: [&[u8]; ROWS],
+    four: Four,
     t: usize,
-    keep: usize,
-    first: usize,
     piece: &mut Piece<T, N>,
     out: &mut [f32],
 ) -> usize {
+    let rows = four.rows;
     let n_blocks = rows[0].len() / S::BYTES;
     let mut acts = [&[][..]; T];
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let (most, ahead) = if n_blocks <= N {
-        (N, Ahead::along())
-    } else {
-        (1, Ahead::in_turn(job))
-    };
+    let most = if n_blocks <= N { N } else { 1 };
     let mut sums = [_mm_setzero_ps(); T];
     for start in (0..n_blocks).step_by(most) {
         let n = most.min(n_blocks - start);
         for r in 0..ROWS {
             for b in 0..n {
                 let block = start + b;
-                ahead.ask(rows[r], block * S::BYTES, S::BYTES);
+                ask_ahead(rows[r], block * S::BYTES, S::BYTES);
                 let weights = &rows[r][block * S::BYTES..][..S::BYTES];
                 let acts = acts.map(|a| part(a, block * BLOCK_BYTES));
                 // SAFETY: this function has the features.
@@ -154,45 +141,34 @@ fn super_rows<S: SuperAvx2, const T: usize, const N: usize, const WAY: u8>(
             }
         }
     }
-    put(job, t, keep, first, &sums, out);
+    put(four, t, &sums, out);
     T
 }
 
-/// Sums of `T` activations with four rows into the output, of which `keep` rows exist.
+/// Sums of `T` activations with four rows into the output.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn put<const T: usize>(
-    job: &Job,
-    t: usize,
-    keep: usize,
-    first: usize,
-    sums: &[__m128; T],
-    out: &mut [f32],
-) {
+fn put<const T: usize>(four: Four, t: usize, sums: &[__m128; T], out: &mut [f32]) {
     for (i, &sum) in sums.iter().enumerate() {
-        let mut four = [0f32; ROWS];
+        let mut values = [0f32; ROWS];
         // SAFETY: writes the 16 bytes of the array.
-        unsafe { _mm_storeu_ps(four.as_mut_ptr(), sum) };
-        let at = (t + i) * job.rows.len() + first;
-        out[at..at + keep].copy_from_slice(&four[..keep]);
+        unsafe { _mm_storeu_ps(values.as_mut_ptr(), sum) };
+        four.put(out, t + i, values);
     }
 }
 
 /// Types with float scales: all rows of the job with all its activations.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32]) {
-    let n_rows = job.rows.len();
-    for first in (0..n_rows).step_by(ROWS) {
-        let rows = job.weight_rows::<ROWS>(first);
-        let keep = ROWS.min(n_rows - first);
+    for four in Four::all(job) {
         let mut t = 0;
         while t < job.act_rows.len() {
             let left = job.act_rows.len() - t;
             let n = match left {
-                1 => small_rows::<M, 1>(job, rows, t, keep, first, out),
-                2 => small_rows::<M, 2>(job, rows, t, keep, first, out),
-                3 => small_rows::<M, 3>(job, rows, t, keep, first, out),
-                _ => small_rows::<M, 4>(job, rows, t, keep, first, out),
+                1 => small_rows::<M, 1>(job, four, t, out),
+                2 => small_rows::<M, 2>(job, four, t, out),
+                3 => small_rows::<M, 3>(job, four, t, out),
+                _ => small_rows::<M, 4>(job, four, t, out),
             };
             t += n;
         }
@@ -204,19 +180,17 @@ pub(super) fn matmul_small<M: SmallAvx2>(job: &Job, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn small_rows<M: SmallAvx2, const T: usize>(
     job: &Job,
-    rows: [&[u8]; ROWS],
+    four: Four,
     t: usize,
-    keep: usize,
-    first: usize,
     out: &mut [f32],
 ) -> usize {
+    let rows = four.rows;
     let n_pieces = rows[0].len() / M::BYTES * M::PIECES;
     let mut acts = [&[][..]; T];
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
     let ones = _mm256_set1_epi16(1);
-    let ahead = Ahead::in_turn(job);
     let mut sums = [_mm_setzero_ps(); T];
     for p in 0..n_pieces {
         let at = p / M::PIECES * M::BYTES;
@@ -224,7 +198,7 @@ fn small_rows<M: SmallAvx2, const T: usize>(
         let mut d = [0f32; ROWS];
         let mut m = [0f32; ROWS];
         for r in 0..ROWS {
-            ahead.ask(rows[r], at, 1);
+            ask_ahead(rows[r], at, 1);
             let block = &rows[r][at..][..M::BYTES];
             // SAFETY: this function has the features.
             unsafe {
@@ -259,6 +233,6 @@ fn small_rows<M: SmallAvx2, const T: usize>(
             }
         }
     }
-    put(job, t, keep, first, &sums, out);
+    put(four, t, &sums, out);
     T
 }

@@ -3,15 +3,13 @@
 use std::arch::x86_64::*;
 
 use super::{
-    ahead::Ahead,
+    apart::{Four, ROWS, ask_ahead},
     lanes::{load16, part},
 };
 use crate::{
     f16::{bf16_to_f32, f16_to_f32},
     matmul::Job,
 };
-
-const ROWS: usize = 4;
 
 /// Eight weights and one.
 pub(super) trait Float {
@@ -66,15 +64,13 @@ impl Float for BF16 {
 /// All rows of the job with all its activations.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul<F: Float>(job: &Job, out: &mut [f32]) {
-    let n_rows = job.rows.len();
-    for first in (0..n_rows).step_by(ROWS) {
-        let rows = job.weight_rows::<ROWS>(first);
+    for four in Four::all(job) {
         let mut t = 0;
         while t < job.act_rows.len() {
             t += match job.act_rows.len() - t {
-                1 => tile::<F, 1>(job, rows, t, first, out),
-                2 => tile::<F, 2>(job, rows, t, first, out),
-                _ => tile::<F, 3>(job, rows, t, first, out),
+                1 => tile::<F, 1>(job, four, t, out),
+                2 => tile::<F, 2>(job, four, t, out),
+                _ => tile::<F, 3>(job, four, t, out),
             };
         }
     }
@@ -83,19 +79,13 @@ pub(super) fn matmul<F: Float>(job: &Job, out: &mut [f32]) {
 /// Four rows with `T` activations from `t`; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile<F: Float, const T: usize>(
-    job: &Job,
-    rows: [&[u8]; ROWS],
-    t: usize,
-    first: usize,
-    out: &mut [f32],
-) -> usize {
+fn tile<F: Float, const T: usize>(job: &Job, four: Four, t: usize, out: &mut [f32]) -> usize {
+    let rows = four.rows;
     let n_in = job.weights.n_in();
     let mut acts = [&[][..]; T];
     for (i, a) in acts.iter_mut().enumerate() {
         *a = job.activation(t + i);
     }
-    let ahead = Ahead::in_turn(job);
     let mut sums = [[_mm256_setzero_ps(); T]; ROWS];
     for k in 0..n_in / 8 {
         let mut a = [_mm256_setzero_ps(); T];
@@ -105,7 +95,7 @@ fn tile<F: Float, const T: usize>(
         for r in 0..ROWS {
             // Once for each cache line.
             if (8 * F::BYTES * k).is_multiple_of(64) {
-                ahead.ask(rows[r], 8 * F::BYTES * k, 64);
+                ask_ahead(rows[r], 8 * F::BYTES * k, 64);
             }
             // SAFETY: this function has the features.
             let w = unsafe { F::eight(&rows[r][8 * F::BYTES * k..][..8 * F::BYTES]) };
@@ -114,18 +104,19 @@ fn tile<F: Float, const T: usize>(
             }
         }
     }
-    let n_rows = job.rows.len();
-    for (r, sums) in sums.iter().enumerate().take(n_rows - first) {
-        for (i, &sum) in sums.iter().enumerate() {
+    for i in 0..T {
+        let mut values = [0f32; ROWS];
+        for (r, value) in values.iter_mut().enumerate() {
+            let sum = sums[r][i];
             let half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
             let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
-            let mut total = _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+            *value = _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
             for k in n_in / 8 * 8..n_in {
                 let a = f32::from_ne_bytes(*part(acts[i], 4 * k));
-                total += F::one(&rows[r][F::BYTES * k..]) * a;
+                *value += F::one(&rows[r][F::BYTES * k..]) * a;
             }
-            out[(t + i) * n_rows + first + r] = total;
         }
+        four.put(out, t + i, values);
     }
     T
 }

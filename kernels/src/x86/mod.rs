@@ -1,6 +1,6 @@
 //! Kernels for x86-64. Callers have checked that the processor has the instructions.
 
-mod ahead;
+mod apart;
 mod dot;
 mod float;
 mod gemm;
