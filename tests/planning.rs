@@ -14,7 +14,8 @@ use moqa::analysis::{
 use moqa::gguf::{DEFAULT_VERSION, GgmlType, Gguf, GgufLayout, Shape, TensorSpec};
 use moqa::model::ModelView;
 use moqa::plan::{
-    Budget, Candidates, Fares, Granularity, Plan, PlanInputs, Scenario, make_plan, plan_for,
+    Budget, Candidates, Fares, Granularity, Measured, Plan, PlanInputs, Scenario, make_plan,
+    plan_for,
 };
 
 const N_LAYER: usize = 48;
@@ -307,7 +308,11 @@ fn of_measured_plans_the_best_is_taken() {
                 fares: fares.to_vec(),
                 plans: Vec::new(),
             };
-            let plan = plan_for(inputs, budget, scenario, types, Some(&mut told)).unwrap();
+            let measured = Measured {
+                fares: &mut told,
+                known: inputs.analysis,
+            };
+            let plan = plan_for(inputs, budget, scenario, types, Some(measured)).unwrap();
             assert!(told.plans[0].chooses_as(&balanced));
             assert!((2..=7).contains(&told.plans.len()), "{}", told.plans.len());
             let at = told.plans.iter().position(|p| p.chooses_as(&plan));

@@ -8,6 +8,8 @@ mod exchange;
 pub mod imatrix;
 mod importance;
 mod mix;
+mod novelty;
+mod part;
 pub mod routing;
 mod sensitivity;
 mod stages;

@@ -98,6 +98,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
     for stage in Stage::ALL {
         variants.push((Some(stage), Stages::without(&[stage]).apply(&full)));
     }
+    let mut refitter = refit::Refitter::new(&model, &source.gguf, progress);
     // By budget and variant: the divergence of each chunk.
     let mut measured: Vec<Vec<Vec<f64>>> = Vec::new();
     let (mut bars, mut tokens) = (Vec::new(), 0);
@@ -113,19 +114,13 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
             let plan = steps::plan(&source, analysis, &budget, &strategy, &args.data, global)?;
             let importance = plan.importance(analysis, Unreached::default())?;
             let report = {
-                let _exchanged = refit::refit_in_place(
-                    &model,
-                    &source.gguf,
-                    &plan,
-                    &importance,
-                    &refit::RefitText::for_plan(analysis, &plan)?,
-                    refit::RefitOptions {
-                        scales: !args.data.no_refit && *off != Some(Stage::Mapping),
-                        routers: !args.data.no_refit && *off != Some(Stage::Correlation),
-                        n_threads: global.n_threads(),
-                    },
-                    &progress,
-                )?;
+                let what = refit::RefitOptions {
+                    scales: !args.data.no_refit && *off != Some(Stage::Mapping),
+                    routers: !args.data.no_refit && *off != Some(Stage::Correlation),
+                    n_threads: global.n_threads(),
+                };
+                let text = refit::RefitText::for_plan(analysis, &plan)?;
+                let _exchanged = refitter.fit(&plan, &importance, &text, what)?;
                 let mut reference = LogitsReader::open(logits.path())?;
                 let file = Reference::File(&mut reference);
                 evaluate(&model, &chunks, file, None, &options, &progress)?

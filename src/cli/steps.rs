@@ -16,9 +16,9 @@ use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
-use crate::plan::{Candidates, Fares, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
+use crate::plan::{Candidates, Measured, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
 use crate::progress::Progress;
-use crate::refit::{self, Judged, MeasuredFares, RefitOptions, RefitText};
+use crate::refit::{Judged, MeasuredFares, RefitOptions, RefitText, Refitter};
 use crate::runtime::{MemoryFile, Model, ModelOptions, Preset, preset_types};
 
 /// Values of a tensor that are quantized to measure its error in a type.
@@ -563,7 +563,10 @@ pub(super) fn plan(
         within: None,
     };
     let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
-    let (model, judged);
+    if let Scenario::Workload(named) = &scenario {
+        note_repetition(analysis, named, &progress);
+    }
+    let (model, known, judged);
     let mut measured = None;
     if !strategy.no_measure
         && scenario != Scenario::Balanced
@@ -572,8 +575,9 @@ pub(super) fn plan(
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
         model = load(&source.gguf, &ModelOptions::default())?;
+        known = analysis.of_second_half(&model, global.n_threads(), &progress)?;
         judged = Judged::new(analysis, global.n_threads());
-        measured = Some(MeasuredFares::new(
+        let fares = MeasuredFares::new(
             &model,
             &source.gguf,
             &importance,
@@ -581,13 +585,32 @@ pub(super) fn plan(
             &judged,
             refit_options(data, global),
             progress,
-        )?);
+        )?;
+        measured = Some((fares, &known));
     }
-    let fares = measured.as_mut().map(|m| m as &mut dyn Fares);
-    let mut plan = plan_for(&inputs, resolved, &scenario, granularity, fares)?;
+    let measured = measured
+        .as_mut()
+        .map(|(fares, known)| Measured { fares, known });
+    let mut plan = plan_for(&inputs, resolved, &scenario, granularity, measured)?;
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)
+}
+
+/// A text of which less is new says little of other text of its domain.
+const MUCH_REPEATED: f64 = 0.5;
+
+/// Says which of a workload's domains have text that mostly repeats itself.
+fn note_repetition(analysis: &Analysis, named: &[(String, f64)], progress: &Progress) {
+    let each = analysis.domains.iter().zip(analysis.new_shares());
+    let is_named = |name: &str| named.iter().any(|(n, w)| n == name && *w > 0.0);
+    for (domain, new) in each.filter(|(d, new)| *new < MUCH_REPEATED && is_named(&d.name)) {
+        progress.note(format!(
+            "note: {:.0} % of the text of domain {} repeats itself and says little of other text; the plan follows it less",
+            100.0 * (1.0 - new),
+            domain.name
+        ));
+    }
 }
 
 /// What is fitted to a plan.
@@ -619,15 +642,9 @@ pub(super) fn refit(
         return Ok(Refit::default());
     }
     let model = load(&source.gguf, &ModelOptions::default())?;
-    let (refit, _) = refit::refit_in_place(
-        &model,
-        &source.gguf,
-        plan,
-        importance,
-        &RefitText::for_plan(analysis, plan)?,
-        options,
-        &global.progress(),
-    )?;
+    let text = RefitText::for_plan(analysis, plan)?;
+    let mut refitter = Refitter::new(&model, &source.gguf, global.progress());
+    let (refit, _) = refitter.fit(plan, importance, &text, options)?;
     Ok(refit)
 }
 

@@ -13,4 +13,4 @@ pub use candidates::{Candidates, Pin, default_types};
 pub use cost::CostModel;
 pub use recipe::{Plan, TensorChoice};
 pub use solve::{Budget, Granularity, PlanInputs, make_plan, plan_bytes};
-pub use strategy::{Fares, Scenario, plan_for};
+pub use strategy::{Fares, Measured, Scenario, plan_for};

@@ -28,6 +28,15 @@ pub trait Fares {
     fn of(&mut self, plan: &Plan) -> Result<Vec<f64>>;
 }
 
+/// Plans are measured and not only judged by what is expected of them.
+pub struct Measured<'m> {
+    /// What they do.
+    pub fares: &'m mut dyn Fares,
+    /// What is known without the text on which `fares` measures them: types are chosen by it, since every text is better
+    /// on what is known of itself.
+    pub known: &'m Analysis,
+}
+
 /// Rounds of reweighting in [`Scenario::Robust`].
 const ROBUST_ROUNDS: u32 = 24;
 /// Rounds with a type for each expert, which take many times longer: after those with a type for each tensor, from the
@@ -83,7 +92,8 @@ const ROBUST_WIDTH: f64 = 0.05;
 ///
 /// Channels and what is fitted go by the workload's mix, as sharply as measures best ([`Plan::mix`], [`FIT_POWERS`]); in
 /// the measured robust plan by the domains that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
-/// What is measured was not fitted to; the plan that is taken is fitted to that text too.
+/// Types that are measured were not chosen by the text that they are measured on, nor was anything fitted to it. The bound
+/// that serves best is then used again with all that is known, and the plan that is taken is fitted to all of the text.
 ///
 /// With a type for each expert, a workload's plan and the robust one that is not measured move bits between the experts of
 /// a tensor of the balanced plan, and none between tensors, whose effects in one domain were measured on little text: of
@@ -97,7 +107,7 @@ pub fn plan_for(
     budget: Budget,
     scenario: &Scenario,
     granularity: Granularity,
-    measured: Option<&mut dyn Fares>,
+    measured: Option<Measured<'_>>,
 ) -> Result<Plan> {
     let maker = Maker {
         inputs,
@@ -106,8 +116,10 @@ pub fn plan_for(
     };
     match scenario {
         Scenario::Balanced => maker.balanced(),
-        Scenario::Workload(named) => maker.workload(named, measured),
-        Scenario::Robust => maker.robust(measured),
+        Scenario::Workload(named) => {
+            maker.workload(&Workload::new(inputs.analysis, named)?, measured)
+        }
+        Scenario::Robust => maker.robust(measured.map(|m| m.fares)),
     }
 }
 
@@ -151,84 +163,99 @@ impl Maker<'_, '_> {
         self.plan(None, &vec![1.0; self.n_domains()], self.granularity)
     }
 
-    fn workload(&self, named: &[(String, f64)], measured: Option<&mut dyn Fares>) -> Result<Plan> {
-        let domains = &self.inputs.analysis.domains;
-        let mut mix = workload(self.inputs.analysis, named)?;
-        let total: f64 = mix.iter().sum();
-        mix.iter_mut().for_each(|w| *w /= total);
-        let mixes = FIT_POWERS.map(|power| self.fitted_to(&mix, power));
-        let mut fitted_to = mixes[0].clone();
-        let of_mix = |fares: &[f64]| fares.iter().zip(&mix).map(|(f, w)| f * w).sum::<f64>();
-        let is_named = |d: &usize| named.iter().any(|n| n.0 == domains[*d].name);
-        let others: Vec<usize> = (0..domains.len()).filter(|d| !is_named(d)).collect();
-        let most_lost = |fares: &[f64], usual: &[f64]| {
-            let lost = others.iter().map(|d| fares[*d] / usual[*d] - 1.0);
-            lost.fold(0.0, f64::max)
-        };
+    /// The plan of the smallest expected divergence of a workload, of all rounds of reweighting in which no other domain is
+    /// expected to lose more than `bound` against the balanced plan, if one is expected to be better than that.
+    fn within(&self, workload: &Workload, balanced: &Plan, bound: f64) -> Result<Option<Plan>> {
+        let sizes = (self.granularity == Granularity::Expert).then_some(balanced);
         let expected = Domains::new(self.inputs);
-        let balanced = self.balanced()?;
-        let sizes = (self.granularity == Granularity::Expert).then_some(&balanced);
-        let usual = expected.fares(&balanced);
-        let within = |bound: f64| -> Result<Option<Plan>> {
-            let mut best: Option<(f64, Plan)> = None;
-            let mut multipliers = vec![0.0; domains.len()];
-            for _ in 0..WORKLOAD_ROUNDS {
-                let weights: Vec<f64> = mix.iter().zip(&multipliers).map(|(a, b)| a + b).collect();
-                let plan = self.plan(sizes, &weights, self.granularity)?;
-                let fares = expected.fares(&plan);
-                let least = best.as_ref().map_or(of_mix(&usual), |b| b.0);
-                if most_lost(&fares, &usual) <= bound && of_mix(&fares) < least {
-                    best = Some((of_mix(&fares), plan));
-                }
-                let before = multipliers.clone();
-                for &d in &others {
-                    multipliers[d] = moved(multipliers[d], fares[d] / usual[d] - 1.0 - bound);
-                }
-                if multipliers == before {
-                    break;
-                }
+        let usual = expected.fares(balanced);
+        let mut best: Option<(f64, Plan)> = None;
+        let mut multipliers = vec![0.0; workload.mix.len()];
+        for _ in 0..WORKLOAD_ROUNDS {
+            let weights = workload.mix.iter().zip(&multipliers).map(|(a, b)| a + b);
+            let plan = self.plan(sizes, &weights.collect::<Vec<f64>>(), self.granularity)?;
+            let fares = expected.fares(&plan);
+            let least = best.as_ref().map_or(workload.of(&usual), |b| b.0);
+            if workload.most_lost(&fares, &usual) <= bound && workload.of(&fares) < least {
+                best = Some((workload.of(&fares), plan));
             }
-            Ok(best.map(|b| b.1))
+            let before = multipliers.clone();
+            for &d in &workload.others {
+                multipliers[d] = moved(multipliers[d], fares[d] / usual[d] - 1.0 - bound);
+            }
+            if multipliers == before {
+                break;
+            }
+        }
+        Ok(best.map(|b| b.1))
+    }
+
+    fn workload(&self, workload: &Workload, measured: Option<Measured<'_>>) -> Result<Plan> {
+        let mixes = FIT_POWERS.map(|power| self.fitted_to(&workload.mix, power));
+        let balanced = self.balanced()?;
+        let Some(Measured { fares, known }) = measured else {
+            let plan = self.within(workload, &balanced, OTHERS_LOSE)?;
+            return Ok(with_mix(plan.unwrap_or(balanced), &mixes[0]));
         };
-        let Some(measured) = measured else {
-            return Ok(with_mix(
-                within(OTHERS_LOSE)?.unwrap_or(balanced),
-                &fitted_to,
-            ));
+        let usual = fares.of(&balanced)?;
+        let mut measure = |plan: &Plan| {
+            let found = fares.of(plan)?;
+            anyhow::Ok((workload.of(&found), workload.most_lost(&found, &usual)))
         };
-        let usual = measured.of(&balanced)?;
-        let mut best = (of_mix(&usual), balanced.clone());
+        let mut best = (workload.of(&usual), balanced.clone());
+        let mut fitted_to = mixes[0].clone();
         // The same types, with what the mix says of channels and what is fitted to it.
         let mut least = best.0 * (1.0 + FIT_NOISE);
+        let mut before: Vec<f64> = Vec::new();
         for mix in mixes {
+            // Where more sharply is better, less sharply need not be tried.
+            if before.len() == 2 && before[1] < before[0] {
+                break;
+            }
             let plan = with_mix(balanced.clone(), &mix);
-            let fares = measured.of(&plan)?;
-            if most_lost(&fares, &usual) <= OTHERS_LOSE_MEASURED && of_mix(&fares) < least {
-                least = of_mix(&fares);
+            let (of_mix, lost) = measure(&plan)?;
+            before.push(of_mix);
+            if lost <= OTHERS_LOSE_MEASURED && of_mix < least {
+                least = of_mix;
                 best = (least, plan);
                 fitted_to = mix;
             }
         }
+        // Types from what is known without the text that they are measured on.
+        let inputs = PlanInputs {
+            analysis: known,
+            ..*self.inputs
+        };
+        let unseen = Maker {
+            inputs: &inputs,
+            ..*self
+        };
+        let mut taken = None;
         let mut bound = OTHERS_LOSE;
         let mut last = balanced.clone();
         for _ in 0..MEASURED_PLANS {
-            let plan = within(bound)?.filter(|plan| !plan.chooses_as(&last));
-            let Some(plan) = plan else {
+            let plan = unseen.within(workload, &balanced, bound)?;
+            let Some(plan) = plan.filter(|plan| !plan.chooses_as(&last)) else {
                 bound *= BOUND_STEP.1;
                 continue;
             };
             last = plan.clone();
             let plan = with_mix(plan, &fitted_to);
-            let fares = measured.of(&plan)?;
-            let lost = most_lost(&fares, &usual);
-            if lost <= OTHERS_LOSE_MEASURED && of_mix(&fares) < best.0 {
-                best = (of_mix(&fares), plan);
+            let (of_mix, lost) = measure(&plan)?;
+            if lost <= OTHERS_LOSE_MEASURED && of_mix < best.0 {
+                best = (of_mix, plan);
+                taken = Some(bound);
             }
             let step = OTHERS_LOSE_MEASURED / lost;
             let most = if step < 1.0 { LESS } else { BOUND_STEP.1 };
             bound *= step.clamp(BOUND_STEP.0, most);
         }
-        Ok(best.1)
+        // The same from all that is known.
+        let again = match taken {
+            Some(bound) => self.within(workload, &balanced, bound)?,
+            None => None,
+        };
+        Ok(again.map_or(best.1, |plan| with_mix(plan, &fitted_to)))
     }
 
     fn robust(&self, measured: Option<&mut dyn Fares>) -> Result<Plan> {
@@ -357,26 +384,49 @@ impl Domains {
     }
 }
 
-fn workload(analysis: &Analysis, named: &[(String, f64)]) -> Result<Vec<f64>> {
-    let known: Vec<&str> = analysis.domains.iter().map(|d| d.name.as_str()).collect();
-    let mut weights = vec![None; known.len()];
-    for (name, w) in named {
-        let Some(at) = known.iter().position(|k| k == name) else {
-            bail!(
-                "--weight {name}: the analysis has no such domain; it has {}",
-                known.join(", ")
-            );
-        };
-        weights[at] = Some(*w);
+/// What a workload asks for.
+struct Workload {
+    /// The share of each domain.
+    mix: Vec<f64>,
+    /// Domains that it does not name.
+    others: Vec<usize>,
+}
+
+impl Workload {
+    fn new(analysis: &Analysis, named: &[(String, f64)]) -> Result<Self> {
+        let known: Vec<&str> = analysis.domains.iter().map(|d| d.name.as_str()).collect();
+        let mut weights = vec![None; known.len()];
+        for (name, w) in named {
+            let Some(at) = known.iter().position(|k| k == name) else {
+                bail!(
+                    "--weight {name}: the analysis has no such domain; it has {}",
+                    known.join(", ")
+                );
+            };
+            weights[at] = Some(*w);
+        }
+        let given: f64 = weights.iter().flatten().sum();
+        ensure!(
+            given > 0.0,
+            "the workload strategy needs --weight LABEL=SHARE for at least one domain"
+        );
+        let others: Vec<usize> = (0..known.len()).filter(|d| weights[*d].is_none()).collect();
+        let rest = (1.0 - given).max(0.0) / others.len().max(1) as f64;
+        let total = given + rest * others.len() as f64;
+        let mix = weights.iter().map(|w| w.unwrap_or(rest) / total).collect();
+        Ok(Self { mix, others })
     }
-    let given: f64 = weights.iter().flatten().sum();
-    ensure!(
-        given > 0.0,
-        "the workload strategy needs --weight LABEL=SHARE for at least one domain"
-    );
-    let others = weights.iter().filter(|w| w.is_none()).count();
-    let rest = (1.0 - given).max(0.0) / others.max(1) as f64;
-    Ok(weights.into_iter().map(|w| w.unwrap_or(rest)).collect())
+
+    /// How the mix fares where its domains fare so.
+    fn of(&self, fares: &[f64]) -> f64 {
+        fares.iter().zip(&self.mix).map(|(f, w)| f * w).sum()
+    }
+
+    /// The most that a domain loses which is not named, as a share of what is usual.
+    fn most_lost(&self, fares: &[f64], usual: &[f64]) -> f64 {
+        let lost = self.others.iter().map(|d| fares[*d] / usual[*d] - 1.0);
+        lost.fold(0.0, f64::max)
+    }
 }
 
 #[cfg(test)]
@@ -409,23 +459,23 @@ mod tests {
             ..Analysis::default()
         };
         let of = |named: &[(&str, f64)]| {
-            workload(
-                &analysis,
-                &named
-                    .iter()
-                    .map(|(n, w)| (n.to_string(), *w))
-                    .collect::<Vec<_>>(),
-            )
+            let named: Vec<_> = named.iter().map(|(n, w)| (n.to_string(), *w)).collect();
+            Workload::new(&analysis, &named)
         };
-        let weights = of(&[("b", 0.7)]).unwrap();
-        assert!((weights[0] - 0.15).abs() < 1e-12 && weights[1] == 0.7);
-        assert_eq!(of(&[("a", 3.0)]).unwrap(), [3.0, 0.0, 0.0]);
+        let half = of(&[("b", 0.7)]).unwrap();
+        assert!((half.mix[0] - 0.15).abs() < 1e-12 && (half.mix[1] - 0.7).abs() < 1e-12);
+        assert_eq!(half.others, [0, 2]);
+        assert_eq!(of(&[("a", 3.0)]).unwrap().mix, [1.0, 0.0, 0.0]);
         assert!(
             of(&[("x", 1.0)])
-                .unwrap_err()
+                .err()
+                .unwrap()
                 .to_string()
                 .contains("a, b, c")
         );
         assert!(of(&[]).is_err());
+        let fares = half.of(&[1.0, 2.0, 3.0]);
+        assert!((fares - 2.0).abs() < 1e-12);
+        assert_eq!(half.most_lost(&[1.0, 9.0, 3.0], &[1.0, 1.0, 2.0]), 0.5);
     }
 }

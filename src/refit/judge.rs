@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::measure::{RefitOptions, refit_in_place};
+use super::measure::{RefitOptions, Refitter};
 use super::text::RefitText;
 use crate::analysis::{Analysis, Importance, Sensitivity, SensitivityOptions, Unreached};
 use crate::gguf::Gguf;
@@ -28,8 +28,7 @@ impl Judged {
 
 /// Puts a plan into a loaded model, refit included, and measures the divergence of each domain's text.
 pub struct MeasuredFares<'m, 'a> {
-    model: &'m Model,
-    source: &'a Gguf,
+    refitter: Refitter<'m, 'a>,
     analysis: &'a Analysis,
     options: RefitOptions,
     progress: Progress,
@@ -53,8 +52,7 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
     ) -> Result<Self> {
         let bench = Sensitivity::new(model, source, importance, &judged.chunks, &judged.options)?;
         Ok(Self {
-            model,
-            source,
+            refitter: Refitter::new(model, source, progress),
             analysis,
             options,
             progress,
@@ -65,14 +63,11 @@ impl<'m, 'a> MeasuredFares<'m, 'a> {
 
 impl Fares for MeasuredFares<'_, '_> {
     fn of(&mut self, plan: &Plan) -> Result<Vec<f64>> {
-        let _exchanged = refit_in_place(
-            self.model,
-            self.source,
+        let _exchanged = self.refitter.fit(
             plan,
             &plan.importance(self.analysis, Unreached::default())?,
             &RefitText::to_measure(self.analysis, plan)?,
             self.options,
-            &self.progress,
         )?;
         let fares = self.bench.by_domain()?;
         ensure!(!fares.is_empty(), "the text has no domains");

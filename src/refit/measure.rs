@@ -32,113 +32,146 @@ pub struct RefitOptions {
     pub n_threads: usize,
 }
 
-/// Fits what [`Refit`] holds for `plan`, on `text`. The loaded model, which must be without repacking,
-/// then is what the plan makes of it, what was fitted included, until the handles are dropped. Takes up to four passes
-/// over the text, and as much memory as the quantized tensors (in float16 where experts have types of their own).
-///
-/// # Errors
-/// The model cannot be evaluated, or a tensor cannot be quantized.
-pub fn refit_in_place<'m>(
+/// Fits plans to a loaded model, which must be without repacking. What the model does unquantized is kept from one plan to
+/// the next that is fitted on the same text.
+pub struct Refitter<'m, 's> {
     model: &'m Model,
-    source: &Gguf,
-    plan: &Plan,
-    importance: &Importance,
-    text: &RefitText<'_>,
-    options: RefitOptions,
-    progress: &Progress,
-) -> Result<(Refit, WeightHandles<'m>)> {
-    let mut refit = Refit::default();
-    let mut handles = WeightHandles::find(model)?;
-    let tensors = changed(source, plan, &handles);
-    let put = |handles: &mut WeightHandles<'_>, planned: Planned<'_>, refit: &Refit| {
-        install(
-            handles,
+    source: &'s Gguf,
+    progress: Progress,
+    original: Option<Original>,
+}
+
+/// What the unquantized model does on a text.
+struct Original {
+    chunks: Vec<(Vec<i32>, usize)>,
+    pass: Pass,
+}
+
+impl<'m, 's> Refitter<'m, 's> {
+    /// For `model`, loaded from `source`.
+    pub fn new(model: &'m Model, source: &'s Gguf, progress: Progress) -> Self {
+        Self {
+            model,
             source,
-            planned,
-            refit,
-            importance,
-            options.n_threads,
-        )
-    };
-    let Some(len) = text.longest().filter(|_| options.scales || options.routers) else {
+            progress,
+            original: None,
+        }
+    }
+
+    /// Fits what [`Refit`] holds for `plan`, on `text`. The loaded model then is what the plan makes of it, what was fitted
+    /// included, until the handles are dropped. Takes up to four passes over the text, and as much memory as the quantized
+    /// tensors (in float16 where experts have types of their own).
+    ///
+    /// # Errors
+    /// The model cannot be evaluated, or a tensor cannot be quantized.
+    pub fn fit(
+        &mut self,
+        plan: &Plan,
+        importance: &Importance,
+        text: &RefitText<'_>,
+        options: RefitOptions,
+    ) -> Result<(Refit, WeightHandles<'m>)> {
+        let source = self.source;
+        let mut refit = Refit::default();
+        let mut handles = WeightHandles::find(self.model)?;
+        let tensors = changed(source, plan, &handles);
+        let put = |handles: &mut WeightHandles<'_>, planned: Planned<'_>, refit: &Refit| {
+            install(
+                handles,
+                source,
+                planned,
+                refit,
+                importance,
+                options.n_threads,
+            )
+        };
+        let Some(len) = text.longest().filter(|_| options.scales || options.routers) else {
+            for &planned in &tensors {
+                put(&mut handles, planned, &refit)?;
+            }
+            return Ok((refit, handles));
+        };
+        let experts = tensors
+            .iter()
+            .filter(|(t, _)| options.scales && t.name.contains("_exps."));
+        // A projection that reads what others of the same experts give is fitted after them.
+        let (last, first): (Vec<_>, Vec<_>) = experts
+            .copied()
+            .partition(|(t, _)| t.name.contains("ffn_down_exps"));
+
+        let known = self.original.take().filter(|o| {
+            let measured = |(t, _): &Planned<'_>| o.pass.energies.contains_key(&t.name);
+            text.is_of(&o.chunks)
+                && first.iter().chain(&last).all(measured)
+                && (o.pass.keeps_logits || !options.routers)
+        });
+        let passes = usize::from(known.is_none())
+            + usize::from(!first.is_empty())
+            + usize::from(!last.is_empty())
+            + usize::from(options.routers);
+        let bar = self
+            .progress
+            .bar("refit", (passes * text.n_chunks()) as u64, "chunks");
+        let mut context_options =
+            ContextOptions::for_chunks(len, self.model.vocab().n_tokens(), options.n_threads);
+        context_options.observable = true;
+        let mut bench = Bench {
+            n_seq: context_options.n_seq,
+            context: Context::new(self.model, context_options)?,
+            text,
+            bar: &bar,
+        };
+
+        let original = match known {
+            Some(known) => known,
+            None => {
+                let mut pass = Pass {
+                    keeps_logits: options.routers,
+                    ..Pass::of(&first)
+                };
+                pass.energies.extend(Pass::of(&last).energies);
+                bench.run(&mut pass)?;
+                let chunks = text.to_chunks();
+                Original { chunks, pass }
+            }
+        };
         for &planned in &tensors {
             put(&mut handles, planned, &refit)?;
         }
-        return Ok((refit, handles));
-    };
-    let experts = tensors
-        .iter()
-        .filter(|(t, _)| options.scales && t.name.contains("_exps."));
-    // A projection that reads what others of the same experts give is fitted after them.
-    let (last, first): (Vec<_>, Vec<_>) = experts
-        .copied()
-        .partition(|(t, _)| t.name.contains("ffn_down_exps"));
-
-    let passes = 1
-        + usize::from(!first.is_empty())
-        + usize::from(!last.is_empty())
-        + usize::from(options.routers);
-    let bar = progress.bar("refit", (passes * text.n_chunks()) as u64, "chunks");
-    let mut context_options =
-        ContextOptions::for_chunks(len, model.vocab().n_tokens(), options.n_threads);
-    context_options.observable = true;
-    let mut bench = Bench {
-        n_seq: context_options.n_seq,
-        context: Context::new(model, context_options)?,
-        text,
-        bar: &bar,
-    };
-
-    let mut original = Pass {
-        energies: names(&first).chain(names(&last)).collect(),
-        keeps_logits: options.routers,
-        ..Pass::default()
-    };
-    bench.run(&mut original)?;
-
-    for &planned in &tensors {
-        put(&mut handles, planned, &refit)?;
-    }
-    for group in [&first, &last] {
-        if group.is_empty() {
-            continue;
+        for group in [&first, &last] {
+            if group.is_empty() {
+                continue;
+            }
+            let mut pass = Pass::of(group);
+            bench.run(&mut pass)?;
+            for &(tensor, choice) in group {
+                let factors = factors(tensor, choice, text, &original.pass, &pass);
+                refit.scales.insert(tensor.name.clone(), factors);
+                put(&mut handles, (tensor, choice), &refit)?;
+            }
         }
-        let mut pass = Pass {
-            energies: names(group).collect(),
-            ..Pass::default()
-        };
-        bench.run(&mut pass)?;
-        for &(tensor, choice) in group {
-            let factors = factors(tensor, choice, &original, &pass);
-            refit.scales.insert(tensor.name.clone(), factors);
-            put(&mut handles, (tensor, choice), &refit)?;
+        if options.routers && !original.pass.logits.is_empty() {
+            let mut fit = RouterPass::new(&original.pass.logits, source)?;
+            bench.run(&mut fit)?;
+            refit.routers = fit.finish(source)?;
+            install_routers(&mut handles, source, &refit)?;
         }
+        bar.finish();
+        self.original = Some(original);
+        Ok((refit, handles))
     }
-    if options.routers && !original.logits.is_empty() {
-        let mut fit = RouterPass::new(original.logits, source)?;
-        bench.run(&mut fit)?;
-        refit.routers = fit.finish(source)?;
-        install_routers(&mut handles, source, &refit)?;
-    }
-    bar.finish();
-    Ok((refit, handles))
-}
-
-fn names<'a>(group: &'a [Planned<'a>]) -> impl Iterator<Item = (String, Energy)> + 'a {
-    let empty = |t: &TensorInfo| Energy {
-        sums: vec![0.0; t.ne(2) as usize],
-        tokens: vec![0.0; t.ne(2) as usize],
-        squares: vec![0.0; t.ne(2) as usize],
-    };
-    group.iter().map(move |(t, _)| (t.name.clone(), empty(t)))
 }
 
 /// Factors that give each expert's outputs the mean square they have in the original.
-fn factors(tensor: &TensorInfo, choice: &TensorChoice, original: &Pass, now: &Pass) -> Vec<f32> {
-    let (Some(a), Some(b)) = (
-        original.energies.get(&tensor.name),
-        now.energies.get(&tensor.name),
-    ) else {
+fn factors(
+    tensor: &TensorInfo,
+    choice: &TensorChoice,
+    text: &RefitText<'_>,
+    original: &Pass,
+    now: &Pass,
+) -> Vec<f32> {
+    let of = |pass: &Pass| Some(Energy::of(pass.energies.get(&tensor.name)?, text));
+    let (Some(a), Some(b)) = (of(original), of(now)) else {
         return Vec::new();
     };
     (0..a.sums.len())
@@ -157,8 +190,8 @@ fn factors(tensor: &TensorInfo, choice: &TensorChoice, original: &Pass, now: &Pa
 
 /// An observer of text of which some counts more.
 trait Weighted: Observer {
-    /// Of what follows, a token counts as `weight`.
-    fn set_weight(&mut self, weight: f64);
+    /// What follows is of this part of the text, of which a token counts as `weight`.
+    fn set_part(&mut self, part: usize, weight: f64);
 }
 
 struct Bench<'m, 's> {
@@ -170,8 +203,8 @@ struct Bench<'m, 's> {
 
 impl Bench<'_, '_> {
     fn run(&mut self, observer: &mut dyn Weighted) -> Result<()> {
-        for (sequences, weight) in self.text.groups(self.n_seq) {
-            observer.set_weight(weight);
+        for (sequences, part) in self.text.groups(self.n_seq) {
+            observer.set_part(part, self.text.weight(part));
             // Outputs of all positions, so that the last layer computes all tokens too.
             self.context.evaluate(&sequences, 0, Some(&mut *observer))?;
             self.bar.inc(sequences.len() as u64);
@@ -180,8 +213,24 @@ impl Bench<'_, '_> {
     }
 }
 
-/// Squares of an expert's outputs, with weights.
-#[derive(Default)]
+/// Squares of experts' outputs on one part of the text.
+#[derive(Clone)]
+struct Squares {
+    sums: Vec<f64>,
+    tokens: Vec<f64>,
+}
+
+impl Squares {
+    fn new(n_expert: usize) -> Self {
+        let zero = vec![0.0; n_expert];
+        Self {
+            sums: zero.clone(),
+            tokens: zero,
+        }
+    }
+}
+
+/// Squares of experts' outputs, with the weights of the parts of the text.
 struct Energy {
     sums: Vec<f64>,
     /// Sums of the tokens' weights, and of their squares.
@@ -190,6 +239,21 @@ struct Energy {
 }
 
 impl Energy {
+    fn of(parts: &BTreeMap<usize, Squares>, text: &RefitText<'_>) -> Self {
+        let n = parts.values().next().map_or(0, |p| p.sums.len());
+        let weighted = |of: &dyn Fn(&Squares, usize, f64) -> f64| -> Vec<f64> {
+            let parts = parts.iter().map(|(part, s)| (s, text.weight(*part)));
+            let parts: Vec<(&Squares, f64)> = parts.collect();
+            let sum = |e| parts.iter().map(|(s, w)| of(s, e, *w)).sum();
+            (0..n).map(sum).collect()
+        };
+        Self {
+            sums: weighted(&|s, e, w| w * s.sums[e]),
+            tokens: weighted(&|s, e, w| w * s.tokens[e]),
+            squares: weighted(&|s, e, w| w * w * s.tokens[e]),
+        }
+    }
+
     /// Tokens of equal weight that say as much of an expert (Kish's effective sample size).
     fn effective(&self, expert: usize) -> f64 {
         let squares = self.squares[expert];
@@ -201,14 +265,27 @@ impl Energy {
     }
 }
 
-/// Energies of outputs by tensor, and what the routers said.
+/// Squares of outputs by tensor and part of the text, and what the routers said.
 #[derive(Default)]
 struct Pass {
-    energies: BTreeMap<String, Energy>,
+    energies: BTreeMap<String, BTreeMap<usize, Squares>>,
     keeps_logits: bool,
-    weight: f64,
+    part: usize,
     /// By router tensor: logits of all tokens, and experts used.
     logits: BTreeMap<String, Vec<f32>>,
+}
+
+impl Pass {
+    /// Of the outputs of these tensors.
+    fn of(tensors: &[Planned<'_>]) -> Self {
+        let names = tensors
+            .iter()
+            .map(|(t, _)| (t.name.clone(), BTreeMap::new()));
+        Self {
+            energies: names.collect(),
+            ..Self::default()
+        }
+    }
 }
 
 /// A matrix of router weights.
@@ -217,8 +294,8 @@ fn is_router(name: &str) -> bool {
 }
 
 impl Weighted for Pass {
-    fn set_weight(&mut self, weight: f64) {
-        self.weight = weight;
+    fn set_part(&mut self, part: usize, _: f64) {
+        self.part = part;
     }
 }
 
@@ -241,9 +318,11 @@ impl Observer for Pass {
             }
             return;
         }
-        let (Some(energy), Some(ids)) = (self.energies.get_mut(weight.name()), node.src(2)) else {
+        let (Some(parts), Some(ids)) = (self.energies.get_mut(weight.name()), node.src(2)) else {
             return;
         };
+        let new = || Squares::new(weight.ne()[2]);
+        let energy = parts.entry(self.part).or_insert_with(new);
         let [_, n_used, n_tokens, _] = node.ne();
         for token in 0..n_tokens {
             let Some(ids) = ids.row_i32(token, 0, 0) else {
@@ -255,9 +334,8 @@ impl Observer for Pass {
                     (id as usize) < energy.sums.len(),
                 ) {
                     let square: f32 = row.iter().map(|v| v * v).sum();
-                    energy.sums[id as usize] += self.weight * f64::from(square);
-                    energy.tokens[id as usize] += self.weight;
-                    energy.squares[id as usize] += self.weight * self.weight;
+                    energy.sums[id as usize] += f64::from(square);
+                    energy.tokens[id as usize] += 1.0;
                 }
             }
         }
@@ -265,15 +343,15 @@ impl Observer for Pass {
 }
 
 /// The pass that fits the routers.
-struct RouterPass {
+struct RouterPass<'o> {
     /// By router tensor.
-    fits: BTreeMap<String, RouterFit>,
+    fits: BTreeMap<String, RouterFit<'o>>,
     weight: f64,
 }
 
-struct RouterFit {
+struct RouterFit<'o> {
     /// The original's logits of all tokens.
-    wanted: Vec<f32>,
+    wanted: &'o [f32],
     n_expert: usize,
     /// How near each token is to a tie.
     nearness: Vec<f64>,
@@ -282,13 +360,13 @@ struct RouterFit {
     regression: Option<Regression>,
 }
 
-impl RouterPass {
-    fn new(logits: BTreeMap<String, Vec<f32>>, source: &Gguf) -> Result<Self> {
+impl<'o> RouterPass<'o> {
+    fn new(logits: &'o BTreeMap<String, Vec<f32>>, source: &Gguf) -> Result<Self> {
         let n_used = ModelView::new(source)?.n_expert_used;
         let fits = logits
-            .into_iter()
+            .iter()
             .filter_map(|(name, wanted)| {
-                let n_expert = source.tensor(&name)?.ne(1) as usize;
+                let n_expert = source.tensor(name)?.ne(1) as usize;
                 let margins: Vec<f64> = wanted
                     .chunks_exact(n_expert)
                     .map(|l| margin(l, n_used))
@@ -306,7 +384,7 @@ impl RouterPass {
                     regression: None,
                     wanted,
                 };
-                Some((name, fit))
+                Some((name.clone(), fit))
             })
             .collect();
         Ok(Self { fits, weight: 1.0 })
@@ -337,8 +415,8 @@ impl RouterPass {
     }
 }
 
-impl Weighted for RouterPass {
-    fn set_weight(&mut self, weight: f64) {
+impl Weighted for RouterPass<'_> {
+    fn set_part(&mut self, _: usize, weight: f64) {
         self.weight = weight;
     }
 }
@@ -346,7 +424,7 @@ impl Weighted for RouterPass {
 /// The margin at which a token counts `1/e`, as a share of the mean margin.
 const TYPICAL: f64 = 0.5;
 
-impl Observer for RouterPass {
+impl Observer for RouterPass<'_> {
     fn wants(&mut self, node: Node<'_>) -> bool {
         node.is_mul_mat()
             && node.is_f32()

@@ -16,5 +16,5 @@ mod router;
 mod text;
 
 pub use judge::{Judged, MeasuredFares};
-pub use measure::{RefitOptions, refit_in_place};
+pub use measure::{RefitOptions, Refitter};
 pub use text::RefitText;

@@ -5,10 +5,12 @@ use anyhow::Result;
 use crate::analysis::Analysis;
 use crate::plan::Plan;
 
-/// Chunks of tokens, and how much a token of each counts.
+/// Chunks of tokens in parts, and how much a token of each part counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RefitText<'a> {
-    chunks: Vec<(&'a [i32], f64)>,
+    /// With the number of the part that each is of; those of a part follow each other.
+    chunks: Vec<(&'a [i32], usize)>,
+    weights: Vec<f64>,
 }
 
 impl<'a> RefitText<'a> {
@@ -45,7 +47,8 @@ impl<'a> RefitText<'a> {
         let Some(shares) = shares.filter(some) else {
             let chunks = analysis.sample.chunks.iter();
             return Self {
-                chunks: chunks.map(|c| (c.as_slice(), 1.0)).collect(),
+                chunks: chunks.map(|c| (c.as_slice(), 0)).collect(),
+                weights: vec![1.0],
             };
         };
         let mut tokens = vec![0.0; shares.len()];
@@ -55,19 +58,37 @@ impl<'a> RefitText<'a> {
         let total: f64 = shares.iter().sum();
         let all: f64 = tokens.iter().sum();
         let each = by_domain.into_iter().filter(|(_, d)| shares[*d] > 0.0);
+        let weights = shares.iter().zip(&tokens);
         Self {
-            chunks: each
-                .map(|(c, d)| (c.as_slice(), shares[d] / total * all / tokens[d]))
-                .collect(),
+            chunks: each.map(|(c, d)| (c.as_slice(), d)).collect(),
+            weights: weights.map(|(s, n)| s / total * all / n).collect(),
         }
     }
 
-    /// Chunks of one length and weight that follow each other, at most `most` at a time.
-    pub(super) fn groups(&self, most: usize) -> impl Iterator<Item = (Vec<&'a [i32]>, f64)> {
-        let alike = |a: &(&[i32], f64), b: &(&[i32], f64)| a.0.len() == b.0.len() && a.1 == b.1;
+    /// Chunks of one length and part that follow each other, at most `most` at a time, with their part.
+    pub(super) fn groups(&self, most: usize) -> impl Iterator<Item = (Vec<&'a [i32]>, usize)> {
+        let alike = |a: &(&[i32], usize), b: &(&[i32], usize)| a.0.len() == b.0.len() && a.1 == b.1;
         let alike = self.chunks.chunk_by(alike);
         let groups = alike.flat_map(move |alike| alike.chunks(most.max(1)));
         groups.map(|group| (group.iter().map(|c| c.0).collect(), group[0].1))
+    }
+
+    /// What a token of a part counts.
+    pub(super) fn weight(&self, part: usize) -> f64 {
+        self.weights[part]
+    }
+
+    /// The chunks, with the part of each.
+    pub(super) fn to_chunks(&self) -> Vec<(Vec<i32>, usize)> {
+        let each = self.chunks.iter();
+        each.map(|(c, part)| (c.to_vec(), *part)).collect()
+    }
+
+    /// Whether these are its chunks, whatever they count.
+    pub(super) fn is_of(&self, chunks: &[(Vec<i32>, usize)]) -> bool {
+        let pairs = self.chunks.iter().zip(chunks);
+        self.chunks.len() == chunks.len()
+            && pairs.into_iter().all(|(a, b)| a.0 == b.0 && a.1 == b.1)
     }
 
     /// Chunks in all.
@@ -116,8 +137,9 @@ mod tests {
     fn domains_count_what_their_shares_say() {
         let a = analysis();
         let text = RefitText::for_plan(&a, &plan_for_both()).unwrap();
-        let weights: Vec<f64> = text.chunks.iter().map(|c| c.1).collect();
+        let weights: Vec<f64> = text.chunks.iter().map(|c| text.weight(c.1)).collect();
         assert_eq!(weights, [28.0 / 64.0, 28.0 / 64.0, 28.0 * 3.0 / 32.0]);
+        assert!(text.is_of(&text.to_chunks()) && !text.is_of(&text.to_chunks()[1..]));
         let groups: Vec<usize> = text.groups(8).map(|g| g.0.len()).collect();
         assert_eq!(groups, [2, 1]);
     }
