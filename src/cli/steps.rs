@@ -575,7 +575,12 @@ pub(super) fn plan(
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
         model = load(&source.gguf, &ModelOptions::default())?;
-        known = analysis.of_second_half(&model, global.n_threads(), &progress)?;
+        known = match scenario {
+            Scenario::Workload(_) => {
+                analysis.of_second_half(&model, global.n_threads(), &progress)?
+            }
+            _ => analysis.clone(),
+        };
         judged = Judged::new(analysis, global.n_threads());
         let fares = MeasuredFares::new(
             &model,
