@@ -9,7 +9,7 @@ use std::collections::HashSet;
 const PASSAGE: usize = 4;
 
 /// The share of the passages of four tokens in `chunks` that are different from each other, in (0, 1]; 1 where there are
-/// none. Running text has 0.6 to 0.9 in twenty thousand tokens, lists and tables of one pattern half as much.
+/// none. Running text has 0.75 to 0.95 in thirteen thousand tokens, lists and tables of one pattern half as much.
 pub(super) fn new_share<'a>(chunks: impl Iterator<Item = &'a [i32]>) -> f64 {
     let mut seen: HashSet<&[i32]> = HashSet::new();
     let mut n = 0usize;

@@ -440,8 +440,7 @@ impl Sample {
 const ALIKE_TOKENS: f64 = 4096.0;
 
 /// Tokens of a domain, those that are new in its text, that say as much of where its other text goes as the even mix of all
-/// domains does. Plans of the
-/// shipped model for one domain of 18,000 tokens (weight 0.7, a type per expert), on held-out text: taken at their word 10 to
+/// domains does. Plans of the shipped model for one domain of 18,000 tokens (weight 0.7, a type per expert), on held-out text: taken at their word 10 to
 /// 21 % better on that domain and up to 47 % worse on others; with 16384 5 to 8 % better and up to 19 % worse (before a
 /// bound on what others lose); with twice as many no better on one of two.
 const DOMAIN_TOKENS: f64 = 16384.0;

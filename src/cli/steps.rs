@@ -566,7 +566,7 @@ pub(super) fn plan(
     if let Scenario::Workload(named) = &scenario {
         note_repetition(analysis, named, &progress);
     }
-    let (model, known, judged);
+    let (model, half, judged);
     let mut measured = None;
     if !strategy.no_measure
         && scenario != Scenario::Balanced
@@ -575,11 +575,12 @@ pub(super) fn plan(
     {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
         model = load(&source.gguf, &ModelOptions::default())?;
-        known = match scenario {
+        let known = match scenario {
             Scenario::Workload(_) => {
-                analysis.of_second_half(&model, global.n_threads(), &progress)?
+                half = analysis.of_second_half(&model, global.n_threads(), &progress)?;
+                &half
             }
-            _ => analysis.clone(),
+            _ => analysis,
         };
         judged = Judged::new(analysis, global.n_threads());
         let fares = MeasuredFares::new(
@@ -591,7 +592,7 @@ pub(super) fn plan(
             refit_options(data, global),
             progress,
         )?;
-        measured = Some((fares, &known));
+        measured = Some((fares, known));
     }
     let measured = measured
         .as_mut()

@@ -165,9 +165,14 @@ impl Maker<'_, '_> {
 
     /// The plan of the smallest expected divergence of a workload, of all rounds of reweighting in which no other domain is
     /// expected to lose more than `bound` against the balanced plan, if one is expected to be better than that.
-    fn within(&self, workload: &Workload, balanced: &Plan, bound: f64) -> Result<Option<Plan>> {
+    fn within(
+        &self,
+        workload: &Workload,
+        expected: &Domains,
+        balanced: &Plan,
+        bound: f64,
+    ) -> Result<Option<Plan>> {
         let sizes = (self.granularity == Granularity::Expert).then_some(balanced);
-        let expected = Domains::new(self.inputs);
         let usual = expected.fares(balanced);
         let mut best: Option<(f64, Plan)> = None;
         let mut multipliers = vec![0.0; workload.mix.len()];
@@ -194,7 +199,8 @@ impl Maker<'_, '_> {
         let mixes = FIT_POWERS.map(|power| self.fitted_to(&workload.mix, power));
         let balanced = self.balanced()?;
         let Some(Measured { fares, known }) = measured else {
-            let plan = self.within(workload, &balanced, OTHERS_LOSE)?;
+            let expected = Domains::new(self.inputs);
+            let plan = self.within(workload, &expected, &balanced, OTHERS_LOSE)?;
             return Ok(with_mix(plan.unwrap_or(balanced), &mixes[0]));
         };
         let usual = fares.of(&balanced)?;
@@ -230,11 +236,12 @@ impl Maker<'_, '_> {
             inputs: &inputs,
             ..*self
         };
+        let expected = Domains::new(&inputs);
         let mut taken = None;
         let mut bound = OTHERS_LOSE;
         let mut last = balanced.clone();
         for _ in 0..MEASURED_PLANS {
-            let plan = unseen.within(workload, &balanced, bound)?;
+            let plan = unseen.within(workload, &expected, &balanced, bound)?;
             let Some(plan) = plan.filter(|plan| !plan.chooses_as(&last)) else {
                 bound *= BOUND_STEP.1;
                 continue;
@@ -252,7 +259,7 @@ impl Maker<'_, '_> {
         }
         // The same from all that is known.
         let again = match taken {
-            Some(bound) => self.within(workload, &balanced, bound)?,
+            Some(bound) => self.within(workload, &Domains::new(self.inputs), &balanced, bound)?,
             None => None,
         };
         Ok(again.map_or(best.1, |plan| with_mix(plan, &fitted_to)))

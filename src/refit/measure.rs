@@ -127,9 +127,8 @@ impl<'m, 's> Refitter<'m, 's> {
             None => {
                 let mut pass = Pass {
                     keeps_logits: options.routers,
-                    ..Pass::of(&first)
+                    ..Pass::of(first.iter().chain(&last))
                 };
-                pass.energies.extend(Pass::of(&last).energies);
                 bench.run(&mut pass)?;
                 let chunks = text.to_chunks();
                 Original { chunks, pass }
@@ -142,7 +141,7 @@ impl<'m, 's> Refitter<'m, 's> {
             if group.is_empty() {
                 continue;
             }
-            let mut pass = Pass::of(group);
+            let mut pass = Pass::of(group.iter());
             bench.run(&mut pass)?;
             for &(tensor, choice) in group {
                 let factors = factors(tensor, choice, text, &original.pass, &pass);
@@ -214,7 +213,6 @@ impl Bench<'_, '_> {
 }
 
 /// Squares of experts' outputs on one part of the text.
-#[derive(Clone)]
 struct Squares {
     sums: Vec<f64>,
     tokens: Vec<f64>,
@@ -277,10 +275,8 @@ struct Pass {
 
 impl Pass {
     /// Of the outputs of these tensors.
-    fn of(tensors: &[Planned<'_>]) -> Self {
-        let names = tensors
-            .iter()
-            .map(|(t, _)| (t.name.clone(), BTreeMap::new()));
+    fn of<'a>(tensors: impl Iterator<Item = &'a Planned<'a>>) -> Self {
+        let names = tensors.map(|(t, _)| (t.name.clone(), BTreeMap::new()));
         Self {
             energies: names.collect(),
             ..Self::default()

@@ -86,9 +86,8 @@ impl<'a> RefitText<'a> {
 
     /// Whether these are its chunks, whatever they count.
     pub(super) fn is_of(&self, chunks: &[(Vec<i32>, usize)]) -> bool {
-        let pairs = self.chunks.iter().zip(chunks);
-        self.chunks.len() == chunks.len()
-            && pairs.into_iter().all(|(a, b)| a.0 == b.0 && a.1 == b.1)
+        let given = chunks.iter().map(|(c, part)| (c.as_slice(), *part));
+        self.chunks.iter().copied().eq(given)
     }
 
     /// Chunks in all.
