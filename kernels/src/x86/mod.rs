@@ -9,6 +9,7 @@ mod lookup;
 mod panel;
 mod product;
 mod quantize;
+mod together;
 mod unpack_small;
 mod unpack_super;
 mod unpacked;

@@ -8,8 +8,9 @@ use std::arch::x86_64::*;
 use super::{
     lanes::{load, part, transpose},
     lookup::{GATHER, INSERT, STORE, way_for},
+    together::{dwords, even_and_odd, four_dwords, neighbours, signed_bytes, signed_bytes_twice},
     unpack_small::SmallAvx2,
-    unpack_super::{Form, SuperAvx2},
+    unpack_super::{Form, MOST_PLANES, SuperAvx2},
 };
 use crate::activation::{BLOCK_BYTES, SUMS, VALUES};
 
@@ -110,6 +111,24 @@ fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+fn get<const NR: usize>(from: &[i32; NR], half: usize) -> __m256i {
+    let from: &[i32; 8] = from[8 * half..8 * half + 8].try_into().expect("eight rows");
+    // SAFETY: reads the 32 bytes of the array; needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn put_floats<const NR: usize>(to: &mut [f32; NR], half: usize, x: __m256) {
+    let to: &mut [f32; 8] = (&mut to[8 * half..8 * half + 8])
+        .try_into()
+        .expect("eight rows");
+    // SAFETY: writes the 32 bytes of the array; needs no alignment.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
+}
+
 /// Codes of eight rows, 256 of each.
 #[repr(C, align(32))]
 struct Rows([[[__m128i; 2]; 8]; 8]);
@@ -138,14 +157,10 @@ impl Rows {
                     let low = _mm256_castsi128_si256(self.0[r][j][part]);
                     _mm256_inserti128_si256::<1>(low, self.0[r + 4][j][part])
                 };
-                let (a, b, c, d) = (both(0), both(1), both(2), both(3));
-                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-                let at = 8 * j + 4 * part;
-                put(&mut codes[at], half, _mm256_unpacklo_epi64(ab, cd));
-                put(&mut codes[at + 1], half, _mm256_unpackhi_epi64(ab, cd));
-                let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-                put(&mut codes[at + 2], half, _mm256_unpacklo_epi64(ab, cd));
-                put(&mut codes[at + 3], half, _mm256_unpackhi_epi64(ab, cd));
+                let dwords = four_dwords(both(0), both(1), both(2), both(3));
+                for (k, x) in dwords.into_iter().enumerate() {
+                    put(&mut codes[8 * j + 4 * part + k], half, x);
+                }
             }
         }
     }
@@ -163,15 +178,36 @@ impl<const NR: usize> SuperPanel<NR> {
         rows: Rows::ZERO,
     };
 
-    /// Fill with block `b` of each of the rows; `wide` says that scales are to be int32.
+    /// Fill with block `b` of each of the rows; `wide` says that scales are to be int32, `apart` that codes are to be
+    /// magnitudes, apart from their signs.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool) {
+    pub fn fill<S: SuperAvx2>(&mut self, rows: &[&[u8]; NR], b: usize, wide: bool, apart: bool) {
+        if !S::PLANES.is_empty() {
+            return self.fill_together::<S>(rows, b, wide, apart);
+        }
         match way_for(S::TABLE) {
             GATHER => self.fill_by::<S, GATHER>(rows, b, wide),
             STORE => self.fill_by::<S, STORE>(rows, b, wide),
             _ => self.fill_by::<S, INSERT>(rows, b, wide),
         }
+        if apart {
+            for half in 0..NR / 8 {
+                for step in 0..STEPS {
+                    let codes = get(&self.codes[step], half);
+                    self.put_apart(step, half, codes);
+                }
+            }
+        }
+    }
+
+    /// Codes of a step as magnitudes and signs.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn put_apart(&mut self, step: usize, half: usize, codes: __m256i) {
+        let minus = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
+        put(&mut self.signs[step], half, minus);
+        put(&mut self.codes[step], half, _mm256_abs_epi8(codes));
     }
 
     #[inline]
@@ -237,6 +273,78 @@ impl<const NR: usize> SuperPanel<NR> {
                     put(&mut self.min[k], half, x);
                 }
             }
+        }
+    }
+}
+
+impl<const NR: usize> SuperPanel<NR> {
+    /// Of types that have [planes](SuperAvx2::PLANES): rows change places before they are unpacked, when there is less of
+    /// them, and their scales are taken apart together.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fill_together<S: SuperAvx2>(
+        &mut self,
+        rows: &[&[u8]; NR],
+        b: usize,
+        wide: bool,
+        apart: bool,
+    ) {
+        for half in 0..NR / 8 {
+            let mut blocks = [&[][..]; 8];
+            for (block, row) in blocks.iter_mut().zip(&rows[8 * half..]) {
+                *block = &row[b * S::BYTES..][..S::BYTES];
+            }
+            for sixteen in 0..2 {
+                // By dword, then by plane.
+                let mut planes = [[_mm256_setzero_si256(); MOST_PLANES]; 4];
+                for (i, at) in S::PLANES.iter().enumerate() {
+                    for (k, x) in dwords(blocks, at + 16 * sixteen).into_iter().enumerate() {
+                        planes[k][i] = x;
+                    }
+                }
+                for (k, planes) in planes.into_iter().enumerate() {
+                    // SAFETY: this function has the features.
+                    let codes = unsafe { S::codes(planes) };
+                    for (j, mut q) in codes.into_iter().enumerate() {
+                        if let Form::Unsigned(offset @ 1..) = S::FORM {
+                            q = _mm256_sub_epi8(q, _mm256_set1_epi8(offset));
+                        }
+                        let step = 8 * j + 4 * sixteen + k;
+                        if apart {
+                            self.put_apart(step, half, q);
+                        } else {
+                            put(&mut self.codes[step], half, q);
+                        }
+                    }
+                }
+            }
+            // SAFETY: this function has the features.
+            let heads = unsafe { S::heads(blocks) };
+            let vectors = if S::SUB == 16 { 4 } else { 2 };
+            for (i, &x) in heads.scale[..vectors].iter().enumerate() {
+                let scales = if wide {
+                    signed_bytes(x)
+                } else {
+                    signed_bytes_twice(x)
+                };
+                for (j, scale) in scales.into_iter().enumerate() {
+                    put(&mut self.scale[4 * i + j], half, scale);
+                }
+            }
+            if S::HAS_MIN {
+                // As activations pair their sums.
+                for (i, &x) in heads.min[..vectors].iter().enumerate() {
+                    let (at, [first, second]) = if S::SUB == 16 {
+                        ([i, i + 4], even_and_odd(x))
+                    } else {
+                        ([2 * i, 2 * i + 1], neighbours(x))
+                    };
+                    put(&mut self.min[at[0]], half, first);
+                    put(&mut self.min[at[1]], half, second);
+                }
+            }
+            put_floats(&mut self.d, half, heads.d);
+            put_floats(&mut self.dmin, half, heads.dmin);
         }
     }
 }
@@ -321,10 +429,16 @@ impl PanelActs {
         }
     }
 
-    /// For types with blocks of 256 of which `sub` share a scale, multiplied in runs of `run` steps.
+    /// For types with blocks of 256 of which `sub` share a scale, with how loud it is in runs of `run` steps.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn fill_super(&mut self, block: &[u8; BLOCK_BYTES], move_up: bool, sub: usize, run: usize) {
+    pub fn fill_super(
+        &mut self,
+        block: &[u8; BLOCK_BYTES],
+        move_up: bool,
+        sub: usize,
+        run: Option<usize>,
+    ) {
         self.fill(block, move_up);
         let mut sums = load(part(block, SUMS));
         if sub != 16 {
@@ -333,7 +447,9 @@ impl PanelActs {
         }
         put(&mut self.a, 0, sums);
         self.b[0] = i32::from_ne_bytes(*part(block, 0));
-        self.b[1] = loudness(block, run);
+        if let Some(run) = run {
+            self.b[1] = loudness(block, run);
+        }
     }
 
     /// Whether sums of a run fit int16 with codes of magnitudes up to `max`.

@@ -5,6 +5,7 @@ use std::arch::{asm, x86_64::*};
 use super::lanes::{half, load, load8, load16, opaque, part, u16_at, u32_at};
 use super::lookup::{GATHER, INSERT, STORE, gather4, gather8, insert8};
 use super::product::{Product, of_parts, scale_of, values};
+use super::together::{Heads, across, dwords, high_halves, low_halves};
 use crate::{
     activation::BLOCK_BYTES,
     blocks::{self as b, SuperType},
@@ -34,6 +35,9 @@ pub(super) struct Parts {
     pub dmin: f32,
 }
 
+/// Planes of a type, at most.
+pub(super) const MOST_PLANES: usize = 6;
+
 pub(super) trait SuperAvx2: SuperType + Sized {
     const FORM: Form;
     /// The largest magnitude of codes less their offset.
@@ -43,6 +47,31 @@ pub(super) trait SuperAvx2: SuperType + Sized {
 
     /// Whether codes are entries of a table, which can be gathered.
     const TABLE: bool = false;
+
+    /// Where in a block the vectors of bytes are that [`SuperAvx2::codes`] makes codes of; none if it takes more than that,
+    /// and blocks are unpacked one by one.
+    const PLANES: &'static [usize] = &[];
+
+    /// All codes of a block from its [planes](SuperAvx2::PLANES). Each byte of the codes comes of the planes' bytes at its
+    /// own place, so bytes of several blocks can be put together as it suits.
+    ///
+    /// # Safety
+    /// Needs AVX2.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes(_planes: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
+        unreachable!("no planes")
+    }
+
+    /// Scales of the rows' blocks, if there are planes.
+    ///
+    /// # Safety
+    /// Needs AVX2, FMA and F16C.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(_blocks: [&[u8]; 8]) -> Heads {
+        unreachable!("no planes")
+    }
 
     /// `WAY` says how entries of tables are looked up, as in [`super::lookup`].
     ///
@@ -89,12 +118,23 @@ pub(super) fn odd(x: __m256i) -> __m256i {
     _mm256_or_si256(_mm256_add_epi16(x, x), _mm256_set1_epi16(1))
 }
 
+/// The codes of a block that has [planes](SuperAvx2::PLANES).
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn codes<S: SuperAvx2>(block: &[u8]) -> [__m256i; 8] {
+    let mut planes = [_mm256_setzero_si256(); MOST_PLANES];
+    for (plane, at) in planes.iter_mut().zip(S::PLANES) {
+        *plane = load(part(block, *at));
+    }
+    // SAFETY: this function has the feature.
+    unsafe { S::codes(planes) }
+}
+
 /// Two halves of four planes of 2 bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn two_bits(bytes: &[u8; 64]) -> [__m256i; 8] {
+pub(super) fn two_bits(x: __m256i, y: __m256i) -> [__m256i; 8] {
     let three = _mm256_set1_epi8(3);
-    let (x, y) = (load(part(bytes, 0)), load(part(bytes, 32)));
     [
         _mm256_and_si256(x, three),
         _mm256_and_si256(_mm256_srli_epi16::<2>(x), three),
@@ -132,6 +172,27 @@ impl SuperAvx2 for b::Q2K {
     const FORM: Form = Form::Unsigned(0);
     const MAX: i32 = 3;
     const SUB: usize = 16;
+    const PLANES: &'static [usize] = &[16, 48];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes([x, y, ..]: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
+        two_bits(x, y)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        let both = dwords(blocks, 0);
+        let fifteen = _mm256_set1_epi8(15);
+        let [.., halves] = dwords(blocks, 68);
+        Heads {
+            scale: both.map(|x| _mm256_and_si256(x, fifteen)),
+            min: both.map(|x| _mm256_and_si256(_mm256_srli_epi16::<4>(x), fifteen)),
+            d: low_halves(halves),
+            dmin: high_halves(halves),
+        }
+    }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -141,7 +202,7 @@ impl SuperAvx2 for b::Q2K {
         let fifteen = _mm_set1_epi8(15);
         Parts {
             sign: [_mm256_setzero_si256(); 8],
-            q: two_bits(part(block, 16)),
+            q: codes::<Self>(block),
             scale: _mm256_cvtepu8_epi16(_mm_and_si128(scales, fifteen)),
             min: _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(scales), fifteen)),
             d: half(block, 80),
@@ -154,6 +215,34 @@ impl SuperAvx2 for b::Q3K {
     const FORM: Form = Form::Unsigned(4);
     const MAX: i32 = 4;
     const SUB: usize = 16;
+    const PLANES: &'static [usize] = &[32, 64, 0];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes([x, y, third, ..]: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
+        with_third(two_bits(x, y), third)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        // From the two bytes before the scales.
+        let [x, y, z, last] = dwords(blocks, 94);
+        let (low, next, high) = (across(x, y), across(y, z), across(z, last));
+        let (fifteen, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
+        let scale = |low, high| {
+            let low = _mm256_and_si256(low, fifteen);
+            let scale = _mm256_or_si256(low, _mm256_and_si256(high, top));
+            _mm256_sub_epi8(scale, _mm256_set1_epi8(32))
+        };
+        let scale = [
+            scale(low, _mm256_slli_epi16::<4>(high)),
+            scale(next, _mm256_slli_epi16::<2>(high)),
+            scale(_mm256_srli_epi16::<4>(low), high),
+            scale(_mm256_srli_epi16::<4>(next), _mm256_srli_epi16::<2>(high)),
+        ];
+        Heads::without_min(scale, high_halves(last))
+    }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -170,9 +259,8 @@ impl SuperAvx2 for b::Q3K {
         let scales = _mm_or_si128(low, _mm_slli_epi16::<4>(high));
         let scales = even_odd(_mm_sub_epi8(scales, _mm_set1_epi8(32)));
 
-        let q = with_third(two_bits(part(block, 32)), load(part(block, 0)));
         Parts {
-            q,
+            q: codes::<Self>(block),
             sign: [_mm256_setzero_si256(); 8],
             scale: _mm256_cvtepi8_epi16(scales),
             min: _mm256_setzero_si256(),
@@ -196,14 +284,38 @@ fn scales_and_mins(bytes: &[u8; 12]) -> (__m256i, __m256i) {
     )
 }
 
+/// The heads of Q4_K and Q5_K.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn heads_with_mins(blocks: [&[u8]; 8]) -> Heads {
+    let [halves, a, b, c] = dwords(blocks, 0);
+    let (six, four) = (_mm256_set1_epi8(63), _mm256_set1_epi8(15));
+    let top = _mm256_set1_epi8(48);
+    let with_top = |low, high| {
+        let top = _mm256_and_si256(_mm256_srli_epi16::<2>(high), top);
+        _mm256_or_si256(_mm256_and_si256(low, four), top)
+    };
+    let zero = _mm256_setzero_si256();
+    Heads {
+        scale: [_mm256_and_si256(a, six), with_top(c, a), zero, zero],
+        min: [
+            _mm256_and_si256(b, six),
+            with_top(_mm256_srli_epi16::<4>(c), b),
+            zero,
+            zero,
+        ],
+        d: low_halves(halves),
+        dmin: high_halves(halves),
+    }
+}
+
 /// Four times two planes of nibbles.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn nibbles(bytes: &[u8; 128]) -> [__m256i; 8] {
+pub(super) fn nibbles(planes: [__m256i; 4]) -> [__m256i; 8] {
     let fifteen = _mm256_set1_epi8(15);
     let mut q = [fifteen; 8];
-    for i in 0..4 {
-        let x = load(part(bytes, 32 * i));
+    for (i, x) in planes.into_iter().enumerate() {
         q[2 * i] = _mm256_and_si256(x, fifteen);
         q[2 * i + 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(x), fifteen);
     }
@@ -214,6 +326,19 @@ impl SuperAvx2 for b::Q4K {
     const FORM: Form = Form::Unsigned(0);
     const MAX: i32 = 15;
     const SUB: usize = 32;
+    const PLANES: &'static [usize] = &[16, 48, 80, 112];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes([x, y, z, w, ..]: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
+        nibbles([x, y, z, w])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        heads_with_mins(blocks)
+    }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -221,7 +346,7 @@ impl SuperAvx2 for b::Q4K {
         let block: &[u8; 144] = part(block, 0);
         let (scale, min) = scales_and_mins(part(block, 4));
         Parts {
-            q: nibbles(part(block, 16)),
+            q: codes::<Self>(block),
             sign: [scale; 8],
             scale,
             min,
@@ -235,15 +360,13 @@ impl SuperAvx2 for b::Q5K {
     const FORM: Form = Form::Unsigned(0);
     const MAX: i32 = 31;
     const SUB: usize = 32;
+    const PLANES: &'static [usize] = &[48, 80, 112, 144, 16];
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
-        let block: &[u8; 176] = part(block, 0);
-        let (scale, min) = scales_and_mins(part(block, 4));
-        let high = load(part(block, 16));
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes([x, y, z, w, high, ..]: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
         let sixteen = _mm256_set1_epi8(16);
-        let mut q = nibbles(part(block, 48));
+        let mut q = nibbles([x, y, z, w]);
         let bits = [
             _mm256_slli_epi16::<4>(high),
             _mm256_slli_epi16::<3>(high),
@@ -257,8 +380,22 @@ impl SuperAvx2 for b::Q5K {
         for (q, bits) in q.iter_mut().zip(bits) {
             *q = _mm256_or_si256(*q, _mm256_and_si256(bits, sixteen));
         }
+        q
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        heads_with_mins(blocks)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
+        let block: &[u8; 176] = part(block, 0);
+        let (scale, min) = scales_and_mins(part(block, 4));
         Parts {
-            q,
+            q: codes::<Self>(block),
             sign: [scale; 8],
             scale,
             min,
@@ -272,16 +409,15 @@ impl SuperAvx2 for b::Q6K {
     const FORM: Form = Form::Unsigned(32);
     const MAX: i32 = 32;
     const SUB: usize = 16;
+    const PLANES: &'static [usize] = &[0, 32, 64, 96, 128, 160];
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
-        let block: &[u8; 210] = part(block, 0);
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes(planes: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
         let (fifteen, top) = (_mm256_set1_epi8(15), _mm256_set1_epi8(48));
         let mut q = [fifteen; 8];
         for i in 0..2 {
-            let (x, y) = (load(part(block, 64 * i)), load(part(block, 64 * i + 32)));
-            let high = load(part(block, 128 + 32 * i));
+            let [x, y, high] = [planes[2 * i], planes[2 * i + 1], planes[4 + i]];
             let bits = [
                 _mm256_slli_epi16::<4>(high),
                 _mm256_slli_epi16::<2>(high),
@@ -296,8 +432,22 @@ impl SuperAvx2 for b::Q6K {
                 );
             }
         }
+        q
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        let [.., halves] = dwords(blocks, 194);
+        Heads::without_min(dwords(blocks, 192), high_halves(halves))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
+        let block: &[u8; 210] = part(block, 0);
         Parts {
-            q,
+            q: codes::<Self>(block),
             sign: [_mm256_setzero_si256(); 8],
             scale: _mm256_cvtepi8_epi16(even_odd(load16(part(block, 192)))),
             min: _mm256_setzero_si256(),
@@ -1032,15 +1182,25 @@ impl SuperAvx2 for b::Tq2 {
     /// Codes are 0..=2 in files that ggml writes, but a fourth is possible.
     const MAX: i32 = 2;
     const SUB: usize = 256;
+    const PLANES: &'static [usize] = &[0, 32];
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn codes([x, y, ..]: [__m256i; MOST_PLANES]) -> [__m256i; 8] {
+        two_bits(x, y)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn heads(blocks: [&[u8]; 8]) -> Heads {
+        let [.., halves] = dwords(blocks, 50);
+        Heads::without_min([_mm256_set1_epi8(1); 4], high_halves(halves))
+    }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn parts<const WAY: u8>(block: &[u8]) -> Parts {
         let block: &[u8; 66] = part(block, 0);
-        without_min(
-            two_bits(part(block, 0)),
-            _mm256_set1_epi16(1),
-            half(block, 64),
-        )
+        without_min(codes::<Self>(block), _mm256_set1_epi16(1), half(block, 64))
     }
 }

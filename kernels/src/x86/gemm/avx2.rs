@@ -217,14 +217,46 @@ mod lanes {
         matches!(C::FORM, Form::Signed) && 64 < C::MAX && C::MAX <= 127
     }
 
-    /// Codes to magnitudes and signs.
+    /// Whether the scaled products of a panel have an [`excess`].
+    pub const fn exceeds<C: Codes>() -> bool {
+        moved::<C>() && !wraps::<C>() || apart::<C>()
+    }
+
+    /// What activations moved up by 128, or `!a` for `-a`, add to the scaled products of a panel.
+    #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn take_apart(codes: &mut [[i32; NR]; STEPS], signs: &mut [[i32; NR]; STEPS]) {
-        for (codes, signs) in codes.iter_mut().zip(signs) {
-            let w = load(codes);
-            store(signs, _mm256_cmpgt_epi8(zero(), w));
-            store(codes, _mm256_abs_epi8(w));
+    pub fn excess<C: Codes>(
+        codes: &[[i32; NR]; STEPS],
+        signs: &[[i32; NR]; STEPS],
+        scale: &[[i32; NR]; 16],
+    ) -> Int {
+        const {
+            let fits = 2 * 128 * C::STEPS as i32 * C::MAX <= 32767;
+            assert!(!exceeds::<C>() || apart::<C>() || fits);
         }
+        let up = _mm256_set1_epi8(-128);
+        let mut excess = zero();
+        for sub in 0..STEPS / C::STEPS {
+            let first = sub * C::STEPS;
+            let sum = if apart::<C>() {
+                let mut sum = zero();
+                for step in first..first + C::STEPS {
+                    // Minus the magnitudes of what is negative.
+                    let minus = _mm256_maddubs_epi16(load(&codes[step]), load(&signs[step]));
+                    sum = _mm256_add_epi16(sum, minus);
+                }
+                sum
+            } else {
+                let mut all = load(&codes[first]);
+                for codes in &codes[first + 1..first + C::STEPS] {
+                    all = _mm256_add_epi8(all, load(codes));
+                }
+                _mm256_maddubs_epi16(up, all)
+            };
+            let scaled = _mm256_madd_epi16(sum, load(&scale[sub]));
+            excess = _mm256_add_epi32(excess, scaled);
+        }
+        excess
     }
 
     /// As [`multiply`], with magnitudes and signs.

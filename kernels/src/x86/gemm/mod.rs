@@ -67,7 +67,9 @@ macro_rules! drivers {
         #[target_feature(enable = $features)]
         pub(crate) fn matmul_super<S: SuperAvx2>(job: &Job, out: &mut [f32], buffers: &mut Buffers) {
             let moved = $lanes::moved::<SuperCodes<S>>();
-            let longest = $lanes::longest::<SuperCodes<S>>();
+            // Nothing asks how loud activations are where sums fit in any case.
+            let loud = $lanes::wraps::<SuperCodes<S>>() && !$lanes::sure::<SuperCodes<S>>();
+            let run = loud.then_some($lanes::longest::<SuperCodes<S>>());
             let n_blocks = job.weights.n_in() / 256;
             let mut panel = SuperPanel::<NR>::ZERO;
             let mut sums = [[0f32; NR]; CHUNK];
@@ -78,7 +80,7 @@ macro_rules! drivers {
                 for i in 0..n {
                     let row = job.activation(t + i);
                     for b in 0..n_blocks {
-                        buffers.acts[b * n + i].fill_super(part(row, b * BLOCK_BYTES), moved, S::SUB, longest);
+                        buffers.acts[b * n + i].fill_super(part(row, b * BLOCK_BYTES), moved, S::SUB, run);
                     }
                 }
                 for first in (0..job.rows.len()).step_by(NR) {
@@ -87,15 +89,13 @@ macro_rules! drivers {
                     sums[..n].fill([0.0; NR]);
                     for b in 0..n_blocks {
                         ask_for(&next, b, S::BYTES);
-                        panel.fill::<S>(&rows, b, $lanes::WIDE);
-                        if const { $lanes::apart::<SuperCodes<S>>() } {
-                            $lanes::take_apart(&mut panel.codes, &mut panel.signs);
-                        }
+                        let apart = const { $lanes::apart::<SuperCodes<S>>() };
+                        panel.fill::<S>(&rows, b, $lanes::WIDE, apart);
                         if const { $lanes::wraps::<SuperCodes<S>>() } {
                             $lanes::fill_start::<SuperCodes<S>>(&panel.codes, &mut panel.start);
                         }
                         let acts = &buffers.acts[b * n..][..n];
-                        super_block::<S>(&panel, acts, &mut sums[..n], moved);
+                        super_block::<S>(&panel, acts, &mut sums[..n]);
                     }
                     put_sums(job, first, t, &sums[..n], out);
                 }
@@ -108,16 +108,13 @@ macro_rules! drivers {
             panel: &SuperPanel<NR>,
             acts: &[PanelActs],
             sums: &mut [[f32; NR]],
-            moved: bool,
         ) {
             let max = <SuperCodes<S> as Codes>::MAX;
             let wraps = const { $lanes::wraps::<SuperCodes<S>>() };
             let sure = const { $lanes::sure::<SuperCodes<S>>() };
-            let apart = const { $lanes::apart::<SuperCodes<S>>() };
             let mut start = $lanes::zero();
-            if moved && !wraps || apart {
-                let nothing = if moved { PanelActs::MOVED } else { PanelActs::ZERO };
-                let [taken] = super_dots::<S, 1, false>(panel, &[nothing], $lanes::zero());
+            if const { $lanes::exceeds::<SuperCodes<S>>() } {
+                let taken = $lanes::excess::<SuperCodes<S>>(&panel.codes, &panel.signs, &panel.scale);
                 start = $lanes::sub(start, taken);
             }
             let mut at = 0;
@@ -333,8 +330,31 @@ macro_rules! only_multiply {
             false
         }
 
-        /// Not called, as [`apart`] says.
-        pub fn take_apart(_: &mut [[i32; NR]; STEPS], _: &mut [[i32; NR]; STEPS]) {}
+        pub const fn exceeds<C: Codes>() -> bool {
+            moved::<C>()
+        }
+
+        /// What activations moved up by 128 add to the scaled products of a panel.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub fn excess<C: Codes>(
+            codes: &[[i32; NR]; STEPS],
+            _: &[[i32; NR]; STEPS],
+            scale: &[[i32; NR]; 16],
+        ) -> Int {
+            let mut excess = [zero()];
+            for sub in 0..STEPS / C::STEPS {
+                let scale = load(&scale[sub]);
+                multiply::<C, 1>(
+                    codes,
+                    &[PanelActs::MOVED],
+                    sub * C::STEPS,
+                    scale,
+                    &mut excess,
+                );
+            }
+            excess[0]
+        }
 
         /// As [`multiply`].
         #[inline]
