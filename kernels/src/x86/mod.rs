@@ -22,22 +22,23 @@ use crate::{
     blocks::{Unpackable, by_type, unpackable},
     matmul::Job,
 };
+use unpack_super::SuperAvx2;
 
-/// From so many activation rows on, unpacking panels pays.
-const GEMM_FROM: usize = 5;
+/// Of types with float scales, from more activation rows on unpacking panels pays.
+const FEW: usize = 4;
 
 /// Do the job, if `isa` has code for its type; otherwise nothing.
 pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32], buffers: &mut Buffers) -> bool {
     if isa == Isa::Scalar {
         return false;
     }
-    let many = job.act_rows.len() >= GEMM_FROM;
+    let n = job.act_rows.len();
     // SAFETY: every path but the scalar one implies AVX2, FMA and F16C; the others are taken by their own isa;
     // and `isa` is available.
     by_type!(job.weights.ty(), job.weights.is_unpacked(),
     super S => unsafe {
         match isa {
-            _ if !many => dot::matmul_super::<S>(job, out),
+            _ if n <= S::FEW => dot::matmul_super::<S>(job, out),
             Isa::Avx512Vnni => gemm::avx512::matmul_super::<S>(job, out, buffers),
             Isa::AvxVnni => gemm::avxvnni::matmul_super::<S>(job, out, buffers),
             _ => gemm::avx2::matmul_super::<S>(job, out, buffers),
@@ -45,7 +46,7 @@ pub(crate) fn matmul(isa: Isa, job: &Job, out: &mut [f32], buffers: &mut Buffers
     },
     small M => unsafe {
         match isa {
-            _ if !many => dot::matmul_small::<M>(job, out),
+            _ if n <= FEW => dot::matmul_small::<M>(job, out),
             Isa::Avx512Vnni => gemm::avx512::matmul_small::<M>(job, out, buffers),
             Isa::AvxVnni => gemm::avxvnni::matmul_small::<M>(job, out, buffers),
             _ => gemm::avx2::matmul_small::<M>(job, out, buffers),

@@ -45,6 +45,9 @@ pub(super) trait SuperAvx2: SuperType + Sized {
     /// Weights that share a scale: 16, 32, or 256 if scales are all one.
     const SUB: usize;
 
+    /// From more activation rows on unpacking panels pays: measured with weights from memory and from caches.
+    const FEW: usize = 2;
+
     /// Whether codes are entries of a table, which can be gathered.
     const TABLE: bool = false;
 
@@ -172,6 +175,7 @@ impl SuperAvx2 for b::Q2K {
     const FORM: Form = Form::Unsigned(0);
     const MAX: i32 = 3;
     const SUB: usize = 16;
+    const FEW: usize = 1;
     const PLANES: &'static [usize] = &[16, 48];
 
     #[inline]
@@ -360,6 +364,7 @@ impl SuperAvx2 for b::Q5K {
     const FORM: Form = Form::Unsigned(0);
     const MAX: i32 = 31;
     const SUB: usize = 32;
+    const FEW: usize = 3;
     const PLANES: &'static [usize] = &[48, 80, 112, 144, 16];
 
     #[inline]
@@ -409,6 +414,7 @@ impl SuperAvx2 for b::Q6K {
     const FORM: Form = Form::Unsigned(32);
     const MAX: i32 = 32;
     const SUB: usize = 16;
+    const FEW: usize = 4;
     const PLANES: &'static [usize] = &[0, 32, 64, 96, 128, 160];
 
     #[inline]
@@ -1066,6 +1072,7 @@ impl SuperAvx2 for b::Iq4Xs {
     const FORM: Form = Form::Signed;
     const MAX: i32 = 127;
     const SUB: usize = 32;
+    const FEW: usize = 4;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]

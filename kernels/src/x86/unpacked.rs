@@ -138,6 +138,7 @@ impl SuperAvx2 for Iq4XsInOrder {
     const FORM: Form = Form::Signed;
     const MAX: i32 = 127;
     const SUB: usize = 32;
+    const FEW: usize = 4;
     const PLANES: &'static [usize] = &[8, 40, 72, 104];
 
     #[inline]
