@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lanes::{load, load16, part};
 
-/// The first bytes of a block of eight rows, or wherever scales are.
+/// What is not codes in the blocks of eight rows.
 pub(super) struct Heads {
     /// Byte `j` of dword `r` of vector `i`: the scale of the sub-block `4 * i + j` of row `r`.
     pub scale: [__m256i; 4],
