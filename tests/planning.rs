@@ -8,8 +8,8 @@ use std::io::Write;
 use std::path::Path;
 
 use moqa::analysis::{
-    Analysis, Coactivation, Domain, Importance, JointProbe, Probe, RouterStats, TensorErrors,
-    Unreached, WeightStats,
+    Analysis, Coactivation, Domain, Importance, JointProbe, Probe, RouterStats, Sample,
+    TensorErrors, Unreached, WeightStats,
 };
 use moqa::gguf::{DEFAULT_VERSION, GgmlType, Gguf, GgufLayout, Shape, TensorSpec};
 use moqa::model::ModelView;
@@ -336,5 +336,61 @@ fn of_measured_plans_the_best_is_taken() {
         // How sharply those go by the mix is measured.
         assert_eq!(taken(&workload, &[usual, alike, better, worse]), 2);
         assert_eq!(taken(&workload, &[usual, dear, alike, better, worse]), 3);
+    });
+}
+
+/// A workload's text that mostly repeats itself changes no types, and channels and fit no more sharply than its root does.
+#[test]
+fn text_that_repeats_itself_moves_little() {
+    with_inputs(|inputs| {
+        let (budget, types) = (Budget::BitsPerWeight(3.4), Granularity::Tensor);
+        let workload = Scenario::Workload(vec![("domain 2".to_owned(), 0.7)]);
+        // Everything is better and nothing lost, whatever the plan.
+        let usual = [0.003, 0.003, 0.006, 0.003];
+        let fares: Vec<[f64; DOMAINS]> = (0..8)
+            .map(|i| usual.map(|f| f * (1.0 - 0.05 * f64::from(i))))
+            .collect();
+        let plans = |chunk: Vec<i32>| {
+            let mut analysis = inputs.analysis.clone();
+            analysis.checks = Sample {
+                chunks: vec![chunk],
+                domains: vec![2],
+            };
+            let inputs = PlanInputs {
+                analysis: &analysis,
+                ..*inputs
+            };
+            let mut told = Told {
+                fares: fares.clone(),
+                plans: Vec::new(),
+            };
+            let measured = Measured {
+                fares: &mut told,
+                known: &analysis,
+            };
+            let taken = plan_for(&inputs, budget, &workload, types, Some(measured)).unwrap();
+            let unmeasured = plan_for(&inputs, budget, &workload, types, None).unwrap();
+            let balanced = plan_for(&inputs, budget, &Scenario::Balanced, types, None).unwrap();
+            (told.plans, [taken, unmeasured], balanced)
+        };
+        let same_types = |plan: &Plan, other: &Plan| {
+            let other = Plan {
+                mix: plan.mix.clone(),
+                ..other.clone()
+            };
+            plan.chooses_as(&other)
+        };
+        let share = |plan: &Plan| plan.mix.get("domain 2").copied().unwrap_or_default();
+        let varied = plans((0..256).collect());
+        assert!(!varied.1.iter().all(|p| same_types(p, &varied.2)));
+        let sharpest = |plans: &[Plan]| plans.iter().map(share).fold(0.0, f64::max);
+        assert!((sharpest(&varied.0) - 0.7).abs() < 1e-9);
+        let repeated = plans((0..256).map(|i| i % 9).collect());
+        for plan in repeated.0.iter().chain(&repeated.1) {
+            assert!(same_types(plan, &repeated.2));
+        }
+        let root = 0.7f64.sqrt() / (0.7f64.sqrt() + 3.0 * 0.1f64.sqrt());
+        assert!((sharpest(&repeated.0) - root).abs() < 1e-9);
+        assert!((sharpest(&repeated.1) - root).abs() < 1e-9);
     });
 }

@@ -25,6 +25,7 @@ pub use error::{ErrorTable, TensorErrors, measure_errors};
 pub(crate) use exchange::Exchange;
 pub use importance::{Importance, Unreached};
 pub use mix::Mix;
+pub use novelty::says_little;
 pub use sensitivity::{JointProbe, Probe, Sensitivity, SensitivityOptions};
 pub use stages::{Stage, Stages};
 pub use stats::{Analysis, Coactivation, Domain, Origin, RouterStats, Sample, WeightStats};

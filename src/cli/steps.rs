@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs};
 use crate::analysis::{
     self, Analysis, CollectOptions, Corpus, Domain, Importance, Probe, Sensitivity,
-    SensitivityOptions, Stage, Unreached, chunk_tokens,
+    SensitivityOptions, Stage, Unreached, chunk_tokens, says_little,
 };
 use crate::encode::{EncodeReport, Refit};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsWriter, Reference, evaluate};
@@ -603,16 +603,14 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-/// A text of which less is new says little of other text of its domain.
-const MUCH_REPEATED: f64 = 0.5;
-
 /// Says which of a workload's domains have text that mostly repeats itself.
 fn note_repetition(analysis: &Analysis, named: &[(String, f64)], progress: &Progress) {
     let each = analysis.domains.iter().zip(analysis.new_shares());
     let is_named = |name: &str| named.iter().any(|(n, w)| n == name && *w > 0.0);
-    for (domain, new) in each.filter(|(d, new)| *new < MUCH_REPEATED && is_named(&d.name)) {
+    for (domain, new) in each.filter(|(d, new)| says_little(*new) && is_named(&d.name)) {
         progress.note(format!(
-            "note: {:.0} % of the text of domain {} repeats itself and says little of other text; the plan follows it less",
+            "note: {:.0} % of the text of domain {} repeats itself and says little of other text; the plan follows it less: \
+             text that is more varied would tell more",
             100.0 * (1.0 - new),
             domain.name
         ));
