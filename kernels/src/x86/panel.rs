@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::{
+    gemm::ymm,
     lanes::{load, part, transpose},
     lookup::{GATHER, INSERT, STORE, way_for},
     together::{dwords, even_and_odd, four_dwords, neighbours, signed_bytes, signed_bytes_twice},
@@ -104,29 +105,7 @@ impl PanelActs {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn put<const NR: usize>(to: &mut [i32; NR], half: usize, x: __m256i) {
-    let to: &mut [i32; 8] = (&mut to[8 * half..8 * half + 8])
-        .try_into()
-        .expect("eight rows");
-    // SAFETY: writes the 32 bytes of the array; needs no alignment.
-    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn get<const NR: usize>(from: &[i32; NR], half: usize) -> __m256i {
-    let from: &[i32; 8] = from[8 * half..8 * half + 8].try_into().expect("eight rows");
-    // SAFETY: reads the 32 bytes of the array; needs no alignment.
-    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn put_floats<const NR: usize>(to: &mut [f32; NR], half: usize, x: __m256) {
-    let to: &mut [f32; 8] = (&mut to[8 * half..8 * half + 8])
-        .try_into()
-        .expect("eight rows");
-    // SAFETY: writes the 32 bytes of the array; needs no alignment.
-    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), x) }
+    ymm::store(&mut to.as_chunks_mut().0[half], x);
 }
 
 /// Codes of eight rows, 256 of each.
@@ -194,7 +173,7 @@ impl<const NR: usize> SuperPanel<NR> {
         if apart {
             for half in 0..NR / 8 {
                 for step in 0..STEPS {
-                    let codes = get(&self.codes[step], half);
+                    let codes = ymm::load(&self.codes[step].as_chunks().0[half]);
                     self.put_apart(step, half, codes);
                 }
             }
@@ -275,9 +254,7 @@ impl<const NR: usize> SuperPanel<NR> {
             }
         }
     }
-}
 
-impl<const NR: usize> SuperPanel<NR> {
     /// Of types that have [planes](SuperAvx2::PLANES): rows change places before they are unpacked, when there is less of
     /// them, and their scales are taken apart together.
     #[inline]
@@ -343,8 +320,8 @@ impl<const NR: usize> SuperPanel<NR> {
                     put(&mut self.min[at[1]], half, second);
                 }
             }
-            put_floats(&mut self.d, half, heads.d);
-            put_floats(&mut self.dmin, half, heads.dmin);
+            ymm::store_float(&mut self.d.as_chunks_mut().0[half], heads.d);
+            ymm::store_float(&mut self.dmin.as_chunks_mut().0[half], heads.dmin);
         }
     }
 }

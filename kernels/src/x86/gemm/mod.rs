@@ -6,7 +6,7 @@
 pub(super) mod avx2;
 pub(super) mod avx512;
 pub(super) mod avxvnni;
-mod ymm;
+pub(super) mod ymm;
 
 use super::panel::PanelActs;
 
@@ -330,6 +330,7 @@ macro_rules! only_multiply {
             false
         }
 
+        /// Whether the scaled products of a panel have an [`excess`].
         pub const fn exceeds<C: Codes>() -> bool {
             moved::<C>()
         }
