@@ -310,7 +310,7 @@ fn of_measured_plans_the_best_is_taken() {
             };
             let measured = Measured {
                 fares: &mut told,
-                known: inputs.analysis,
+                known: &|| Ok(inputs.analysis.clone()),
             };
             let plan = plan_for(inputs, budget, scenario, types, Some(measured)).unwrap();
             assert!(told.plans[0].chooses_as(&balanced));
@@ -328,9 +328,16 @@ fn of_measured_plans_the_best_is_taken() {
         // Others lose too much.
         let dear = [0.0031, 0.0035, 0.004, 0.0031];
         assert_eq!(taken(&workload, &[usual, dear]), 0);
+        // What types cost others may be less than what channels and fit do, which come first.
+        let costly = [0.0031, 0.0033, 0.005, 0.0031];
+        let cheaper = [0.0031, 0.0032, 0.005, 0.0031];
+        let no_gain = [0.003, 0.003, 0.0063, 0.003];
+        let of_types = |fares| taken(&workload, &[usual, no_gain, no_gain, no_gain, fares]);
+        assert_eq!(taken(&workload, &[usual, costly]), 1);
+        assert_eq!(of_types(costly), 0);
+        assert_eq!(of_types(cheaper), 4);
         // Balanced types with channels and fit for the workload may be within noise of the balanced plan, not worse.
         let alike = [0.003, 0.003, 0.00605, 0.003];
-        let no_gain = [0.003, 0.003, 0.0063, 0.003];
         assert_eq!(taken(&workload, &[usual, alike, no_gain]), 1);
         assert_eq!(taken(&workload, &[usual, no_gain]), 0);
         // How sharply those go by the mix is measured.
@@ -366,7 +373,7 @@ fn text_that_repeats_itself_moves_little() {
             };
             let measured = Measured {
                 fares: &mut told,
-                known: &analysis,
+                known: &|| Ok(analysis.clone()),
             };
             let taken = plan_for(&inputs, budget, &workload, types, Some(measured)).unwrap();
             let unmeasured = plan_for(&inputs, budget, &workload, types, None).unwrap();

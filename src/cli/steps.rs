@@ -566,24 +566,15 @@ pub(super) fn plan(
     if let Scenario::Workload(named) = &scenario {
         note_repetition(analysis, named, &progress);
     }
-    let (model, half, judged);
-    let mut measured = None;
-    if !strategy.no_measure
+    let measures = !strategy.no_measure
         && scenario != Scenario::Balanced
         && !analysis.checks.domains.is_empty()
-        && analysis.origin.model_digest == source.digest
-    {
+        && analysis.origin.model_digest == source.digest;
+    let mut plan = if measures {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
-        model = load(&source.gguf, &ModelOptions::default())?;
-        let known = match scenario {
-            Scenario::Workload(_) => {
-                half = analysis.of_second_half(&model, global.n_threads(), &progress)?;
-                &half
-            }
-            _ => analysis,
-        };
-        judged = Judged::new(analysis, global.n_threads());
-        let fares = MeasuredFares::new(
+        let model = load(&source.gguf, &ModelOptions::default())?;
+        let judged = Judged::new(analysis, global.n_threads());
+        let mut fares = MeasuredFares::new(
             &model,
             &source.gguf,
             &importance,
@@ -592,12 +583,14 @@ pub(super) fn plan(
             refit_options(data, global),
             progress,
         )?;
-        measured = Some((fares, known));
-    }
-    let measured = measured
-        .as_mut()
-        .map(|(fares, known)| Measured { fares, known });
-    let mut plan = plan_for(&inputs, resolved, &scenario, granularity, measured)?;
+        let measured = Measured {
+            fares: &mut fares,
+            known: &|| analysis.of_second_half(&model, global.n_threads(), &global.progress()),
+        };
+        plan_for(&inputs, resolved, &scenario, granularity, Some(measured))?
+    } else {
+        plan_for(&inputs, resolved, &scenario, granularity, None)?
+    };
     plan.model_digest.clone_from(&source.digest);
     plan.analysis_digest = analysis_digest;
     Ok(plan)

@@ -33,8 +33,8 @@ pub struct Measured<'m> {
     /// What they do.
     pub fares: &'m mut dyn Fares,
     /// What is known without the text on which `fares` measures them: types are chosen by it, since every text is better
-    /// on what is known of itself.
-    pub known: &'m Analysis,
+    /// on what is known of itself. Asked for where it is needed, for it may take a pass over the text.
+    pub known: &'m dyn Fn() -> Result<Analysis>,
 }
 
 /// Rounds of reweighting in [`Scenario::Robust`].
@@ -54,8 +54,12 @@ const MULTIPLIER_DOWN: f64 = 0.5;
 /// with 4 % expected, plans for python, prose and kernel (weight 0.7) were 3 to 6 % better there and at most 11 % worse
 /// elsewhere, with 6 % expected 6 to 9 % better and up to 17 % worse.
 const OTHERS_LOSE: f64 = 0.04;
-/// The same, measured on text of the calibration.
-const OTHERS_LOSE_MEASURED: f64 = 0.12;
+/// The same, measured on text of the calibration, for what only channels and fit change. On held-out text of the shipped
+/// model's domains it was no more than was measured.
+const OTHERS_LOSE_TO_FIT: f64 = 0.12;
+/// And for what types change. Of nine domains the one that lost most lost up to 8 % more on held-out text than any had lost
+/// as measured.
+const OTHERS_LOSE_TO_TYPES: f64 = 0.08;
 /// Plans that are measured beside the balanced one. Of plans of which as much is expected some are several percent better
 /// than others, on other text too.
 const MEASURED_PLANS: usize = 3;
@@ -233,7 +237,7 @@ impl Maker<'_, '_> {
             let plan = with_mix(balanced.clone(), &mix);
             let (of_mix, lost) = measure(&plan)?;
             before.push(of_mix);
-            if lost <= OTHERS_LOSE_MEASURED && of_mix < least {
+            if lost <= OTHERS_LOSE_TO_FIT && of_mix < least {
                 least = of_mix;
                 best = (least, plan);
                 fitted_to = mix;
@@ -244,7 +248,7 @@ impl Maker<'_, '_> {
         }
         // Types from what is known without the text that they are measured on.
         let inputs = PlanInputs {
-            analysis: known,
+            analysis: &known()?,
             ..*self.inputs
         };
         let unseen = Maker {
@@ -264,11 +268,11 @@ impl Maker<'_, '_> {
             last = plan.clone();
             let plan = with_mix(plan, &fitted_to);
             let (of_mix, lost) = measure(&plan)?;
-            if lost <= OTHERS_LOSE_MEASURED && of_mix < best.0 {
+            if lost <= OTHERS_LOSE_TO_TYPES && of_mix < best.0 {
                 best = (of_mix, plan);
                 taken = Some(bound);
             }
-            let step = OTHERS_LOSE_MEASURED / lost;
+            let step = OTHERS_LOSE_TO_TYPES / lost;
             let most = if step < 1.0 { LESS } else { BOUND_STEP.1 };
             bound *= step.clamp(BOUND_STEP.0, most);
         }
