@@ -93,6 +93,16 @@ impl AtomicFile {
         })
     }
 
+    /// Where it is being written, for a writer that opens it by its name.
+    ///
+    /// # Errors
+    /// It has its final name already.
+    pub fn path(&self) -> Result<&Path> {
+        self.temp
+            .as_deref()
+            .with_context(|| format!("{}: written already", self.target.display()))
+    }
+
     /// Checks that the file system has room for `bytes` more.
     ///
     /// # Errors
@@ -254,7 +264,7 @@ pub fn refuse_overwriting<'a>(
     for source in sources {
         if source.canonicalize().is_ok_and(|s| s == real) {
             bail!(
-                "{}: is the source itself; choose another name for the output",
+                "{}: is the source itself or another file that is read; choose another name for the output",
                 target.display()
             );
         }

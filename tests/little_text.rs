@@ -59,7 +59,7 @@ fn ratios(text: &str, ctx: &str) -> Vec<(String, f64)> {
         "-q",
     ]);
     let found: serde_json::Value = serde_json::from_str(&moqa_ok(&args)).unwrap();
-    let rows = found.as_array().unwrap();
+    let rows = found["points"].as_array().unwrap();
     let kld = |row: &serde_json::Value| row["kld"].as_f64().unwrap();
     let preset = rows.iter().find(|r| r["kind"] == "preset").unwrap();
     let ours = rows

@@ -276,7 +276,7 @@ fn budgets_and_arguments_that_cannot_be_are_explained() {
         "-q",
     ];
     fails(&[&base[..], &["--size", "1MiB"]].concat(), 1, "too small");
-    fails(&base, 1, "--bpw");
+    fails(&base, 2, "--bpw");
     fails(&[&base[..], &["--bpw", "x"]].concat(), 2, "bits per weight");
     fails(
         &[&base[..], &["--like", "Q9"]].concat(),
@@ -584,7 +584,7 @@ fn strategies_report_and_comparison() {
     let words: Vec<&str> = words.split(' ').take(900).collect();
     std::fs::write(&short, words.join(" ")).unwrap();
     let compared = at("c.html");
-    let points = json(&moqa_ok(&[
+    let found = json(&moqa_ok(&[
         "compare",
         s(&model),
         "--tasks",
@@ -605,6 +605,11 @@ fn strategies_report_and_comparison() {
         "--json",
         "-q",
     ]));
+    let points = &found["points"];
+    // What the text says of its figures.
+    let notes = found["notes"].to_string();
+    assert!(notes.contains("guessing gets"), "{notes}");
+    assert!(notes.contains("first 1024 tokens"), "{notes}");
     let kinds: Vec<&str> = points
         .as_array()
         .unwrap()

@@ -205,6 +205,7 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
                 kld: full * worse,
                 kld_error: full * 0.03,
                 full_kld: full,
+                interval: Some([worse - 1.02, worse - 0.98]),
             });
         }
     }
@@ -281,6 +282,8 @@ pub fn sample(layers: usize, experts: usize, used: usize, domains: usize) -> Rep
             n_expert: experts,
             gate_mass: Some(random.grid(layers, experts, 1.0)),
             sensitivity: Some(sensitivity),
+            sensitivity_type: "q3_K".into(),
+            sensitivity_roles: vec!["expert up".into(), "expert down".into()],
             bits: Some(
                 activation
                     .iter()
@@ -520,6 +523,9 @@ fn names_cannot_inject_anything() {
     {
         *t = evil.into();
     }
+    let experts = data.experts.as_mut().unwrap();
+    experts.sensitivity_type = evil.into();
+    experts.sensitivity_roles = vec![evil.into()];
     let domains = data.domains.as_mut().unwrap();
     domains.names.fill(evil.into());
     domains
@@ -597,6 +603,8 @@ fn senseless_values_are_shown_as_missing() {
         activation: ragged.clone(),
         gate_mass: Some(ragged.clone()),
         sensitivity: Some(vec![]),
+        sensitivity_type: "q3_K".into(),
+        sensitivity_roles: vec![],
         bits: Some(ragged.clone()),
         types: Some(vec![vec!["q4_K".into(); 3], vec![], vec!["x".into()]]),
     });
@@ -630,6 +638,7 @@ fn senseless_values_are_shown_as_missing() {
                     kld: *v,
                     full_kld: *w,
                     kld_error: *w,
+                    interval: Some([*v, *w]),
                     ..AblationBar::default()
                 })
             })
@@ -696,6 +705,39 @@ fn data_survive_json_with_values_missing() {
             .unwrap();
     check_markup(&render(&little));
     assert!(serde_json::from_str::<ReportData>(r#"{"curve":[{"kind":"magic"}]}"#).is_err());
+}
+
+#[test]
+fn older_bars_and_grids_are_read() {
+    let older: ReportData = serde_json::from_str(
+        r#"{"experts":{"layers":[0],"n_expert":2,"activation":[[0.5,0.5]],"sensitivity":[[1e-4,2e-4]]},
+            "ablation":[{"stage":"mapping","budget":"Q3_K_M","kld":0.012,"kld_error":0.001,"full_kld":0.01}]}"#,
+    )
+    .unwrap();
+    assert_eq!(older.ablation.as_ref().unwrap()[0].interval, None);
+    let page = render(&older);
+    check_markup(&page);
+    assert!(page.contains("suffers when the expert is quantized, in nats"));
+    assert!(page.contains("+20 %") && !page.contains("95 % interval"));
+}
+
+#[test]
+fn what_was_not_measured_is_no_zero() {
+    let mut data = sample(4, 8, 2, 3);
+    let experts = data.experts.as_mut().unwrap();
+    experts.sensitivity = Some((0..4).map(|l| vec![[1e-4, f64::NAN][l % 2]; 8]).collect());
+    let page = render(&data);
+    check_markup(&page);
+    assert!(page.contains("quantized to q3_K (expert up, expert down), in nats"));
+    let panel = page
+        .split("aria-labelledby=\"heat-sensitivity-t")
+        .nth(1)
+        .unwrap();
+    let panel = &panel[..panel.find("heat-types").unwrap()];
+    assert!(panel.contains("not measured") && !panel.contains("> zero</span>"));
+    // In the table by layer such a layer has no mean.
+    assert!(page.contains("data-v=\"1.00000e-4\">0.000100</td>"));
+    assert!(page.contains("data-v=\"\">–</td>"));
 }
 
 /// The heatmap draws each cell once, in the level of its value.

@@ -512,7 +512,8 @@ pub(super) fn check_weight(name: &str, w: &WeightStats) -> Result<()> {
 /// `ne2 * ne3` matrices. Removes entries for tensors that the model lacks and returns their names.
 ///
 /// # Errors
-/// The number of values or counts does not suit a tensor; names it and both shapes. Nothing is changed then.
+/// The number of values, counts or measured errors does not suit a tensor; names it and both shapes. Nothing is changed
+/// then.
 pub fn fit_to_model(analysis: &mut Analysis, gguf: &Gguf) -> Result<Vec<String>> {
     for domain in &analysis.domains {
         for (name, w) in domain.weights.iter() {
@@ -546,6 +547,22 @@ pub fn fit_to_model(analysis: &mut Analysis, gguf: &Gguf) -> Result<Vec<String>>
             tensor.dims
         );
         shapes.push(n_in as usize);
+    }
+    for (name, errors) in analysis.errors.iter() {
+        let Some(tensor) = gguf.tensor(name) else {
+            continue;
+        };
+        // As they are measured.
+        let n_mat = tensor.n_rows() / tensor.ne(1).max(1);
+        let of_types = errors.by_type.values().map(Vec::len);
+        for n in of_types.chain([errors.energy.len()]) {
+            ensure!(
+                n as u64 == n_mat,
+                "tensor {name}: errors of {n} matrices, but the model's tensor of shape {} has {n_mat}; \
+                 the errors are of another model, analyze this one",
+                tensor.dims
+            );
+        }
     }
     for name in &unknown {
         analysis.weights.remove(name);

@@ -30,4 +30,4 @@ pub use sensitivity::{JointProbe, Probe, Sensitivity, SensitivityOptions};
 pub use stages::{Stage, Stages};
 pub use stats::{Analysis, Coactivation, Domain, Origin, RouterStats, Sample, WeightStats};
 pub use store::{digest, load, save};
-pub use text::{Corpus, TextPath, chunk_tokens};
+pub use text::{Corpus, TextPath, begin_chunks, chunk_tokens};

@@ -81,7 +81,7 @@ impl Stages {
     }
 
     /// The analysis without what the missing stages found. Without activation every expert is taken to get the
-    /// same share of the data, in every domain; without mapping nothing is known of channels and effects, and
+    /// same share of the data, and no domains are known; without mapping nothing is known of channels and effects, and
     /// errors are to be measured anew, unweighted; without correlation experts
     /// are independent, and effects add up.
     pub fn apply(&self, analysis: &Analysis) -> Analysis {

@@ -1,6 +1,6 @@
 //! The quantities an analysis holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::Arc;
 
@@ -418,6 +418,11 @@ impl Sample {
         self.chunks.iter().map(Vec::len).sum()
     }
 
+    /// Whether it has text of each of `n` domains.
+    pub fn covers(&self, n: usize) -> bool {
+        (0..n).all(|d| self.domains.contains(&d))
+    }
+
     /// Every other chunk of each domain, with its domain: from the first on, or from the second. A domain's only chunk is
     /// in both halves. (The first and the second half of a domain's text are of different documents, of which one says
     /// less of text at large than some of all do: measured so, the choice for prose was the worse one on held-out text.)
@@ -598,6 +603,29 @@ impl Analysis {
         .collect()
     }
 
+    /// Puts effects by domain that were measured on text of the domains `labels` in the order of the analysis's domains. A
+    /// domain of which they saw no text is judged by all; where that is so of every domain, nothing is known by domain.
+    pub(crate) fn number_effects(&mut self, labels: &[String]) {
+        let place = |d: &Domain| labels.iter().position(|l| *l == d.name);
+        let places: Vec<Option<usize>> = self.domains.iter().map(place).collect();
+        let known = places.iter().any(Option::is_some);
+        let numbered = |values: &[f64], otherwise: f64| -> Vec<f64> {
+            if values.is_empty() || !known {
+                return Vec::new();
+            }
+            let of = |at: &Option<usize>| at.and_then(|at| values.get(at).copied());
+            places
+                .iter()
+                .map(|at| of(at).unwrap_or(otherwise))
+                .collect()
+        };
+        for probe in &mut self.probes {
+            probe.by_domain = numbered(&probe.by_domain, probe.kld);
+        }
+        self.probe_tokens = numbered(&self.probe_tokens, 0.0);
+        self.domain_levels = numbered(&self.domain_levels, 1.0);
+    }
+
     /// Adds the statistics of another analysis of the same model. Measured effects are kept from `self` when
     /// it has any.
     ///
@@ -620,6 +648,8 @@ impl Analysis {
             &other.coactivation,
             Coactivation::merge,
         )?;
+        let names = |domains: &[Domain]| domains.iter().map(|d| d.name.clone()).collect();
+        let ours: Vec<String> = names(&self.domains);
         for theirs in &other.domains {
             match self.domains.iter_mut().find(|d| d.name == theirs.name) {
                 Some(ours) => {
@@ -634,17 +664,18 @@ impl Analysis {
             self.probe_tokens.clone_from(&other.probe_tokens);
             self.domain_levels.clone_from(&other.domain_levels);
             self.joint.clone_from(&other.joint);
+            self.number_effects(&names(&other.domains));
+        } else {
+            self.number_effects(&ours);
         }
-        if self.checks.chunks.is_empty() {
-            self.checks.clone_from(&other.checks);
-            let number = |d: &usize| {
-                let name = other.domains.get(*d).map(|d| &d.name);
-                self.domains.iter().position(|d| Some(&d.name) == name)
-            };
-            let numbers: Option<Vec<usize>> = other.checks.domains.iter().map(number).collect();
-            match numbers {
-                Some(numbers) => self.checks.domains = numbers,
-                None => self.checks = Sample::default(),
+        let checked: BTreeSet<usize> = self.checks.domains.iter().copied().collect();
+        for (chunk, d) in other.checks.chunks.iter().zip(&other.checks.domains) {
+            let name = other.domains.get(*d).map(|d| &d.name);
+            let number = self.domains.iter().position(|d| Some(&d.name) == name);
+            // A domain that has text keeps it: the numbers of domains' tokens stay alike.
+            if let Some(number) = number.filter(|d| !checked.contains(d)) {
+                self.checks.chunks.push(chunk.clone());
+                self.checks.domains.push(number);
             }
         }
         self.independent |= other.independent;

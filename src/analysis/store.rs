@@ -257,6 +257,29 @@ fn f64_bytes(values: &[f64]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
+/// What holds of every router's figures.
+fn check_router(r: &RouterStats) -> Result<()> {
+    let n = r.counts.len();
+    ensure!(
+        n > 0 && r.n_used <= n && r.gate_mass.len() == n && r.gate_mass_sq.len() == n,
+        "{n} counts, {} and {} gate weights, {} experts used",
+        r.gate_mass.len(),
+        r.gate_mass_sq.len(),
+        r.n_used
+    );
+    let sane = |v: &f64| v.is_finite() && *v >= 0.0;
+    ensure!(
+        sane(&r.tokens) && r.counts.iter().all(sane) && r.gate_mass_sq.iter().all(sane),
+        "a value is negative or not finite"
+    );
+    // Gate weights of a model may be negative; infinite they cannot be.
+    ensure!(
+        r.gate_mass.iter().all(|v| v.is_finite()),
+        "a value is not finite"
+    );
+    Ok(())
+}
+
 /// What holds of every analysis that is saved or loaded.
 fn check(analysis: &Analysis) -> Result<()> {
     let of_domains = analysis.domains.iter().flat_map(|d| d.weights.iter());
@@ -268,24 +291,20 @@ fn check(analysis: &Analysis) -> Result<()> {
         imatrix::check_weight(name, w)?;
     }
     for (layer, r) in &analysis.routers {
-        let n = r.counts.len();
-        ensure!(
-            n > 0 && r.n_used <= n && r.gate_mass.len() == n && r.gate_mass_sq.len() == n,
-            "router of layer {layer}: {n} counts, {} and {} gate weights, {} experts used",
-            r.gate_mass.len(),
-            r.gate_mass_sq.len(),
-            r.n_used
-        );
-        let sane = |v: &f64| v.is_finite() && *v >= 0.0;
-        ensure!(
-            sane(&r.tokens) && r.counts.iter().all(sane) && r.gate_mass_sq.iter().all(sane),
-            "router of layer {layer}: a value is negative or not finite"
-        );
-        // Gate weights of a model may be negative; infinite they cannot be.
-        ensure!(
-            r.gate_mass.iter().all(|v| v.is_finite()),
-            "router of layer {layer}: a value is not finite"
-        );
+        check_router(r).with_context(|| format!("router of layer {layer}"))?;
+    }
+    for domain in &analysis.domains {
+        for (layer, r) in &domain.routers {
+            let of = || format!("router of layer {layer} in domain '{}'", domain.name);
+            check_router(r).with_context(of)?;
+            let all = analysis.routers.get(layer);
+            ensure!(
+                all.is_none_or(|all| all.counts.len() == r.counts.len()),
+                "{}: {} experts, and another number in all text",
+                of(),
+                r.counts.len()
+            );
+        }
     }
     for (name, matrices) in &analysis.distributions {
         ensure!(

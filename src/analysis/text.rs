@@ -79,8 +79,8 @@ impl Corpus {
         }
     }
 
-    /// Reads files, and the files of directories (`*.txt`, `*.md`, `*.raw`, `*.text`, not recursive) in the
-    /// order of their names.
+    /// Reads files, and of folders and their subfolders the files that are text or source code by their ending
+    /// ([`TEXT_ENDINGS`]), in the order of their paths. Hidden files and folders are passed over, and links to folders.
     ///
     /// # Errors
     /// A path cannot be read, is not UTF-8, or a directory holds no text.
@@ -90,15 +90,12 @@ impl Corpus {
             let meta = fs::metadata(path)
                 .with_context(|| format!("{}: cannot read this text", path.display()))?;
             if meta.is_dir() {
-                let mut files: Vec<PathBuf> = fs::read_dir(path)
-                    .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
-                    .with_context(|| format!("{}: cannot list this folder", path.display()))?;
-                files.retain(|f| f.is_file() && has_text_ending(f));
-                files.sort();
+                let files = texts_in(path)?;
                 ensure!(
                     !files.is_empty(),
-                    "{}: the folder holds no .txt, .md, .raw or .text file",
-                    path.display()
+                    "{}: the folder holds no text; files are told by their endings, {}; others can be named singly",
+                    path.display(),
+                    TEXT_ENDINGS.join(" ")
                 );
                 for file in &files {
                     corpus.push_file(file, label)?;
@@ -155,12 +152,39 @@ impl Corpus {
     }
 }
 
+/// Endings of files that are read where their folder is named.
+pub const TEXT_ENDINGS: &[&str] = &[
+    "txt", "md", "raw", "text", "rst", "tex", "org", "adoc", "c", "h", "cc", "cpp", "cxx", "hh",
+    "hpp", "cs", "cu", "go", "hs", "java", "jl", "js", "jsx", "kt", "lua", "m", "ml", "php", "pl",
+    "pm", "py", "r", "rb", "rs", "scala", "sh", "sql", "swift", "ts", "tsx", "zig",
+];
+
 fn has_text_ending(path: &Path) -> bool {
-    path.extension().is_some_and(|e| {
-        ["txt", "md", "raw", "text"]
-            .iter()
-            .any(|t| e.eq_ignore_ascii_case(t))
-    })
+    let is = |e: &std::ffi::OsStr| TEXT_ENDINGS.iter().any(|t| e.eq_ignore_ascii_case(t));
+    path.extension().is_some_and(is)
+}
+
+/// The texts of a folder and its subfolders, in the order of their paths.
+fn texts_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let describe = || format!("{}: cannot list this folder", folder.display());
+        for entry in fs::read_dir(&folder).with_context(describe)? {
+            let entry = entry.with_context(describe)?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let path = entry.path();
+            if entry.file_type().with_context(describe)?.is_dir() {
+                folders.push(path);
+            } else if has_text_ending(&path) && path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// Tokens of `text` cut into chunks of `n_ctx`, the way llama-perplexity and llama-imatrix cut them: the
@@ -178,10 +202,54 @@ pub fn chunk_tokens(vocab: Vocab<'_>, text: &str, n_ctx: usize) -> Result<Vec<Ve
     );
     let n_ctx = n_ctx.clamp(2, tokens.len());
     let mut chunks: Vec<Vec<i32>> = tokens.chunks_exact(n_ctx).map(<[i32]>::to_vec).collect();
+    begin_chunks(vocab, &mut chunks);
+    Ok(chunks)
+}
+
+/// Puts the beginning-of-sequence token in the place of each chunk's first token, where the vocabulary asks for it.
+pub fn begin_chunks(vocab: Vocab<'_>, chunks: &mut [Vec<i32>]) {
     if vocab.add_bos() {
-        for chunk in &mut chunks {
-            chunk[0] = vocab.bos();
+        for first in chunks.iter_mut().filter_map(|chunk| chunk.first_mut()) {
+            *first = vocab.bos();
         }
     }
-    Ok(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_are_searched_for_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        };
+        let texts = ["a.txt", "src/deep/b.rs", "src/c.py"];
+        texts.iter().for_each(|name| write(name));
+        for name in [".git/d.txt", ".e.md", "f.bin", "src/g"] {
+            write(name);
+        }
+        let read = |path: &Path| {
+            Corpus::read(&[TextPath {
+                label: "x".to_owned(),
+                path: path.to_owned(),
+            }])
+        };
+        let corpus = read(dir.path()).unwrap();
+        assert_eq!(corpus.documents, ["a.txt", "src/c.py", "src/deep/b.rs"]);
+        assert!(corpus.labels.iter().all(|l| l == "x"));
+        // A file is read whatever its ending.
+        assert_eq!(
+            read(&dir.path().join("f.bin")).unwrap().documents,
+            ["f.bin"]
+        );
+        let none = read(&dir.path().join(".git/../src/deep/..").join("../.git"));
+        assert_eq!(none.unwrap().documents, [".git/d.txt"]);
+        fs::remove_file(dir.path().join("src/deep/b.rs")).unwrap();
+        let error = read(&dir.path().join("src/deep")).unwrap_err().to_string();
+        assert!(error.contains("holds no text"), "{error}");
+    }
 }

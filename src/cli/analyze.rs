@@ -29,7 +29,10 @@ pub(super) fn run(args: AnalyzeArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model, &args.folder, global)?;
     // Whether they can be written is better known before the work than after.
     for path in std::iter::once(&args.output).chain(&args.export_imatrix) {
-        refuse_overwriting(path, source.gguf.paths())?;
+        // An analysis may be written again with more in it.
+        let again = args.data.analysis.as_ref().filter(|_| *path == args.output);
+        let read = args.data.paths().filter(|p| again.is_none_or(|a| a != *p));
+        refuse_overwriting(path, source.gguf.paths().into_iter().chain(read))?;
         check_writable(path)?;
     }
     let analysis = steps::analysis(&source, &args.data, true, global)?;

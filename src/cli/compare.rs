@@ -3,7 +3,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde::Serialize;
 
+use super::ablate::files;
 use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
 use super::zero_shot::{self, TaskArgs, TaskSet};
 use super::{AgainstArgs, BudgetArgs, DataArgs, Global, StrategyArgs, speed, steps};
@@ -12,8 +14,8 @@ use crate::encode::{EncodeOptions, encode_mixed, output_metadata, simulate};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, Reference, evaluate};
 use crate::gguf::GgmlType;
 use crate::mixed::Mixture;
-use crate::output::{Scratch, check_writable, write_file};
-use crate::plan::Plan;
+use crate::output::{Scratch, check_writable, refuse_overwriting, write_file};
+use crate::plan::{Granularity, Plan};
 use crate::report::{CurvePoint, PointKind, ReportData, render};
 use crate::runtime::{Model, ModelOptions, Preset, write_preset};
 use crate::tasks::TaskReport;
@@ -35,7 +37,8 @@ pub(super) struct CompareArgs {
     eval_chunks: Option<u32>,
     #[command(flatten)]
     tasks: TaskArgs,
-    /// Also plan a type for each expert, and measure that plan simulated
+    /// Also plan a type for each expert, and measure that plan simulated; with --strategy per-expert only such plans
+    /// are made
     #[arg(long)]
     per_expert: bool,
     /// Write a report (HTML)
@@ -50,8 +53,25 @@ pub(super) struct CompareArgs {
     data: DataArgs,
 }
 
+/// What the files begin with that are made, and kept where that is asked for.
+const PRESET_FILE: &str = "preset";
+const MOQA_FILE: &str = "moqa";
+const SIMULATED_FILE: &str = "simulated";
+
+fn file_name(kind: &str, budget: Preset) -> String {
+    format!("{kind}-{budget}.gguf")
+}
+
 /// The model as it is, in tables.
 const ORIGINAL: &str = "original";
+
+/// What is told as JSON.
+#[derive(Serialize)]
+struct Comparison {
+    points: Vec<CurvePoint>,
+    /// What the reader must know of the figures.
+    notes: Vec<String>,
+}
 
 /// What all measurements of a comparison share.
 struct Bench<'a> {
@@ -71,6 +91,21 @@ struct Bench<'a> {
 pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
     let progress = global.progress();
     let source = steps::open(&args.model, &Default::default(), global)?;
+    args.strategy.check()?;
+    let presets = args.against.presets();
+    let kept = args.keep.iter().flat_map(|folder| {
+        let kinds = [PRESET_FILE, MOQA_FILE, SIMULATED_FILE];
+        let each = presets
+            .iter()
+            .flat_map(move |p| kinds.map(|kind| file_name(kind, *p)));
+        each.map(|name| folder.join(name))
+    });
+    for path in args.html.iter().cloned().chain(kept) {
+        let given = args.data.paths().chain(args.against.paths());
+        let read: Vec<PathBuf> = given.chain(args.tasks.path()).flat_map(files).collect();
+        let read = read.iter().map(PathBuf::as_path);
+        refuse_overwriting(&path, source.gguf.paths().into_iter().chain(read))?;
+    }
     if let Some(path) = &args.html {
         check_writable(path)?;
     }
@@ -121,7 +156,16 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
 
     let mut points = vec![original];
     let mut last_plan = None;
-    for &preset in &args.against.budgets {
+    let experts = args.strategy.granularity()? == Granularity::Expert;
+    let mut strategies = Vec::new();
+    if !experts {
+        strategies.push((args.strategy.clone(), PointKind::Moqa));
+    }
+    if experts || args.per_expert {
+        let strategy = args.strategy.clone().per_expert();
+        strategies.push((strategy, PointKind::MoqaPerExpert));
+    }
+    for &preset in &presets {
         progress.note(format!("budget of {preset}"));
         points.push(bench.preset(preset, &chunks)?);
         let budget = BudgetArgs {
@@ -129,44 +173,37 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
             size: None,
             like: Some(preset),
         };
-        let plan = steps::plan(
-            &source,
-            &mut analysis,
-            &budget,
-            &args.strategy,
-            &args.data,
-            global,
-        )?;
-        if plan.expert_types().is_empty() {
-            points.push(bench.plan(preset, &plan, &analysis, PointKind::Moqa, &chunks)?);
-        }
-        if args.per_expert {
-            let strategy = args.strategy.clone().per_expert();
+        for (strategy, kind) in &strategies {
             let plan = steps::plan(
                 &source,
                 &mut analysis,
                 &budget,
-                &strategy,
+                strategy,
                 &args.data,
                 global,
             )?;
-            points.push(bench.plan(preset, &plan, &analysis, PointKind::MoqaPerExpert, &chunks)?);
+            points.push(bench.plan(preset, &plan, &analysis, *kind, &chunks)?);
+            // The page shows the first kind's.
+            if *kind == strategies[0].1 {
+                last_plan = Some(plan);
+            }
         }
-        last_plan = Some(plan);
     }
+    let notes = bench.notes(&chunks);
     let data = ReportData {
         title: format!("{} against llama.cpp's presets", short_name(&args.model)),
         model: describe_model(&source),
         generated_by: REPORT_VERSION.to_owned(),
         curve: Some(points.clone()),
-        curve_notes: bench.notes(),
+        curve_notes: notes.clone(),
         ..describe_analysis(&source, &analysis, last_plan.as_ref())
     };
     if let Some(path) = &args.html {
         write_file(path, render(&data).as_bytes())?;
     }
-    global.print(&data.curve, || {
-        table(&points) + &accuracies(&points, &bench.notes())
+    let result = Comparison { points, notes };
+    global.print(&result, || {
+        table(&result.points) + &accuracies(&result.points, &result.notes)
     })
 }
 
@@ -177,7 +214,7 @@ impl Bench<'_> {
     }
 
     fn preset(&mut self, preset: Preset, chunks: &[Vec<i32>]) -> Result<CurvePoint> {
-        let file = self.folder.join(format!("preset-{preset}.gguf"));
+        let file = self.folder.join(file_name(PRESET_FILE, preset));
         let _scratch = self.scratch(&file);
         let started = Instant::now();
         let importance = self.importance.to_llama();
@@ -221,7 +258,7 @@ impl Bench<'_> {
             self.global,
         )?;
         if kind == PointKind::MoqaPerExpert {
-            let file = self.folder.join(format!("simulated-{preset}.gguf"));
+            let file = self.folder.join(file_name(SIMULATED_FILE, preset));
             let _scratch = self.scratch(&file);
             let out = GgmlType::F16;
             let kept = plan.types().into_keys().map(|name| (name, out)).collect();
@@ -246,7 +283,7 @@ impl Bench<'_> {
                 chunks,
             );
         }
-        let file = self.folder.join(format!("moqa-{preset}.gguf"));
+        let file = self.folder.join(file_name(MOQA_FILE, preset));
         let _scratch = self.scratch(&file);
         let types = plan.types();
         let records = steps::records(
@@ -366,12 +403,12 @@ impl Bench<'_> {
     }
 
     /// What the reader must know of the figures.
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, chunks: &[Vec<i32>]) -> Vec<String> {
         let tasks = self.tasks.as_ref().zip(self.original.as_ref());
         tasks
             .map(|(tasks, report)| tasks.describe(report))
             .into_iter()
-            .chain([speed::WHAT.to_owned()])
+            .chain([speed::describe(chunks)])
             .collect()
     }
 }

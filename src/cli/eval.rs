@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{Global, steps};
-use crate::analysis::{Corpus, TextPath, chunk_tokens};
+use crate::analysis::{Corpus, TextPath, begin_chunks, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::output::{check_writable, refuse_overwriting};
 use crate::runtime::{Model, ModelOptions};
@@ -21,7 +21,7 @@ pub(super) struct EvalArgs {
     /// llama-perplexity --kl-divergence-base
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Text: files, or folders of .txt and .md files [default: the built-in text]
+    /// Text: files, or folders of text and source files [default: the built-in text]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     text: Vec<TextPath>,
     /// Tokens of a chunk
@@ -60,8 +60,9 @@ fn is_logits_file(path: &Path) -> Result<bool> {
 pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
     let progress = global.progress();
     if let Some(path) = &args.save_logits {
-        let sources = std::iter::once(&args.model).chain(&args.against);
-        refuse_overwriting(path, sources.map(PathBuf::as_path))?;
+        let models = std::iter::once(&args.model).chain(&args.against);
+        let texts = args.text.iter().map(|t| t.path.as_path());
+        refuse_overwriting(path, models.map(PathBuf::as_path).chain(texts))?;
         check_writable(path)?;
     }
     let model = load(&args.model, global)?;
@@ -79,7 +80,10 @@ pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
             if !args.text.is_empty() {
                 bail!("saved log-probabilities bring their own text; leave --text out");
             }
-            file.chunks().to_vec()
+            // llama-perplexity saves the text's own tokens and evaluates chunks that begin as the vocabulary asks.
+            let mut chunks = file.chunks().to_vec();
+            begin_chunks(model.vocab(), &mut chunks);
+            chunks
         }
         None => {
             let corpus = if args.text.is_empty() {

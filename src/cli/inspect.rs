@@ -148,14 +148,23 @@ pub(super) fn run(args: InspectArgs, global: &Global) -> Result<()> {
     }
     match Plan::read(&args.file) {
         Ok(plan) if args.tensor_type_file => {
-            print!("{}", plan.to_tensor_type_file());
-            Ok(())
+            ensure!(
+                plan.expert_types().is_empty(),
+                "{}: llama-quantize cannot give experts types of their own, and this plan does",
+                args.file.display()
+            );
+            print_type_file(&plan, global)
         }
         Ok(plan) => global.print(&plan, || {
             let mut s = steps::describe_plan(&plan);
             if args.tensors {
                 for t in &plan.tensors {
-                    s += &format!("{:<48} {}\n", t.name, t.ty);
+                    let experts = t.experts.iter().map(|ty| ty.name());
+                    let types = match t.experts.len() {
+                        0 => t.ty.name().to_owned(),
+                        _ => experts.collect::<Vec<_>>().join(" "),
+                    };
+                    s += &format!("{:<48} {types}\n", t.name);
                 }
             }
             s
@@ -170,6 +179,24 @@ pub(super) fn run(args: InspectArgs, global: &Global) -> Result<()> {
             ))),
         },
     }
+}
+
+/// The lines for llama-quantize, as JSON a list of patterns and types.
+fn print_type_file(plan: &Plan, global: &Global) -> Result<()> {
+    #[derive(Serialize)]
+    struct Line {
+        pattern: String,
+        #[serde(rename = "type")]
+        ty: &'static str,
+    }
+    let lines: Vec<Line> = plan
+        .tensor_patterns()
+        .map(|(pattern, ty)| Line {
+            pattern,
+            ty: ty.name(),
+        })
+        .collect();
+    global.print(&lines, || plan.to_tensor_type_file())
 }
 
 fn inspect_analysis(path: &Path, global: &Global) -> Result<()> {
@@ -203,8 +230,7 @@ fn inspect_model(gguf: &Gguf, args: &InspectArgs, global: &Global) -> Result<()>
                 cost: 0.0,
             });
         }
-        print!("{}", plan.to_tensor_type_file());
-        return Ok(());
+        return print_type_file(&plan, global);
     }
     let report = report_model(gguf, &view, &mixed, args.tensors);
     global.print(&report, || report.to_text())

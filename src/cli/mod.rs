@@ -19,10 +19,11 @@ mod tasks;
 mod unpack;
 mod zero_shot;
 
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::analysis::{Stage, Stages, TextPath};
@@ -72,12 +73,37 @@ impl Global {
     /// Prints a result: as JSON, or for a person.
     fn print(&self, value: &impl serde::Serialize, text: impl FnOnce() -> String) -> Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string_pretty(value)?);
+            self.write(&(serde_json::to_string_pretty(value)? + "\n"))
         } else {
-            print!("{}", text());
+            self.write(&text())
         }
-        Ok(())
     }
+
+    /// Writes to standard output.
+    fn write(&self, text: &str) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .context("cannot write the result to standard output")
+    }
+}
+
+/// Arguments that cannot be, beyond what the parser sees: exit status 2.
+#[derive(Debug)]
+struct WrongArguments(String);
+
+impl std::fmt::Display for WrongArguments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongArguments {}
+
+/// Ends with [`WrongArguments`] unless `right`.
+fn demand(right: bool, otherwise: &str) -> Result<()> {
+    ensure!(right, WrongArguments(otherwise.to_owned()));
+    Ok(())
 }
 
 #[derive(Subcommand)]
@@ -207,7 +233,34 @@ fn parse_weight(text: &str) -> Result<(String, f64), String> {
     }
 }
 
+impl AgainstArgs {
+    /// The files and folders of the text.
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.eval_text.iter().map(|t| t.path.as_path())
+    }
+
+    /// The presets, each once.
+    fn presets(&self) -> Vec<Preset> {
+        let mut presets = self.budgets.clone();
+        let mut seen = Vec::new();
+        presets.retain(|p| {
+            !seen.contains(p) && {
+                seen.push(*p);
+                true
+            }
+        });
+        presets
+    }
+}
+
 impl StrategyArgs {
+    /// Refuses names that exclude each other: better known before the work than after.
+    fn check(&self) -> Result<()> {
+        self.granularity()?;
+        self.scenario()?;
+        Ok(())
+    }
+
     /// The same with a type for each expert.
     fn per_expert(mut self) -> Self {
         self.strategy.retain(|s| *s != StrategyName::UniformExperts);
@@ -228,7 +281,9 @@ impl StrategyArgs {
             has(StrategyName::UniformExperts),
             has(StrategyName::PerExpert),
         ) {
-            (true, true) => bail!("uniform-experts and per-expert exclude each other"),
+            (true, true) => bail!(WrongArguments(
+                "uniform-experts and per-expert exclude each other".to_owned()
+            )),
             (_, true) => Ok(Granularity::Expert),
             _ => Ok(Granularity::Tensor),
         }
@@ -241,14 +296,23 @@ impl StrategyArgs {
             has(StrategyName::Workload),
             has(StrategyName::Robust),
         ];
-        ensure!(
+        demand(
             named.iter().filter(|n| **n).count() <= 1,
-            "balanced, workload and robust exclude each other"
-        );
-        ensure!(
+            "balanced, workload and robust exclude each other",
+        )?;
+        demand(
             self.weight.is_empty() || !(named[0] || named[2]),
-            "--weight goes with the workload strategy"
-        );
+            "--weight goes with the workload strategy",
+        )?;
+        let twice = |i: usize| self.weight[..i].iter().any(|w| w.0 == self.weight[i].0);
+        demand(
+            !(1..self.weight.len()).any(twice),
+            "--weight names a domain twice",
+        )?;
+        demand(
+            !named[1] || self.weight.iter().any(|w| w.1 > 0.0),
+            "the workload strategy needs --weight LABEL=SHARE for at least one domain",
+        )?;
         Ok(if named[2] {
             Scenario::Robust
         } else if named[1] || !self.weight.is_empty() {
@@ -277,7 +341,7 @@ struct DataArgs {
     /// Use a llama.cpp imatrix file (GGUF or .dat); several are added up. With --text both are used
     #[arg(long, value_name = "FILE")]
     imatrix: Vec<PathBuf>,
-    /// Calibration text: files, or folders of .txt and .md files, with LABEL= before the path where texts
+    /// Calibration text: files, or folders of text and source files, with LABEL= before the path where texts
     /// of several domains are told apart [default: the built-in text]
     #[arg(long, value_name = "[LABEL=]PATH", num_args = 1..)]
     text: Vec<TextPath>,
@@ -304,6 +368,14 @@ impl DataArgs {
     fn stages(&self) -> Stages {
         Stages::without(&self.without)
     }
+
+    /// The files and folders that they name.
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let files = self.analysis.iter().chain(&self.imatrix);
+        files
+            .map(PathBuf::as_path)
+            .chain(self.text.iter().map(|t| t.path.as_path()))
+    }
 }
 
 fn parse_effort(text: &str) -> Result<f64, String> {
@@ -314,6 +386,9 @@ fn parse_effort(text: &str) -> Result<f64, String> {
         )),
     }
 }
+
+/// What a command says that knows no budget.
+const NO_BUDGET: &str = "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET";
 
 impl BudgetArgs {
     fn is_given(&self) -> bool {
@@ -333,9 +408,7 @@ impl BudgetArgs {
                 with_importance,
             )?))
         } else {
-            anyhow::bail!(
-                "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET"
-            )
+            bail!(WrongArguments(NO_BUDGET.to_owned()))
         }
     }
 }
@@ -372,6 +445,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("moqa: {e:#}");
+            if e.is::<WrongArguments>() {
+                return ExitCode::from(2);
+            }
             ExitCode::FAILURE
         }
     }

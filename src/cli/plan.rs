@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, NO_BUDGET, StrategyArgs, demand, steps};
 use crate::output::{check_writable, refuse_overwriting, write_file};
 use crate::plan::Granularity;
 
@@ -35,21 +35,20 @@ pub(super) struct PlanArgs {
 }
 
 pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
-    ensure!(
-        args.budget.is_given(),
-        "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET"
-    );
-    ensure!(
+    demand(args.budget.is_given(), NO_BUDGET)?;
+    demand(
         args.dry_run || args.output.is_some() || args.tensor_type_file.is_some(),
-        "name the plan to write with -o FILE, or give --dry-run"
-    );
-    ensure!(
+        "name the plan to write with -o FILE, or give --dry-run",
+    )?;
+    args.strategy.check()?;
+    demand(
         args.tensor_type_file.is_none() || args.strategy.granularity()? == Granularity::Tensor,
-        "llama-quantize cannot give experts types of their own; --tensor-type-file goes with uniform-experts"
-    );
+        "llama-quantize cannot give experts types of their own; --tensor-type-file goes with uniform-experts",
+    )?;
     let source = steps::open(&args.model, &args.folder, global)?;
     for path in args.output.iter().chain(&args.tensor_type_file) {
-        refuse_overwriting(path, source.gguf.paths())?;
+        let read = source.gguf.paths().into_iter().chain(args.data.paths());
+        refuse_overwriting(path, read)?;
         if !args.dry_run {
             check_writable(path)?;
         }

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::{BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, steps};
+use super::report::note_other_model;
+use super::{BudgetArgs, DataArgs, FolderArgs, Global, NO_BUDGET, StrategyArgs, demand, steps};
 use crate::analysis::{self, Analysis, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode_mixed, output_metadata};
 use crate::gguf::GgmlType;
@@ -65,18 +66,25 @@ struct Outcome<'a> {
 }
 
 pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
-    ensure!(
+    demand(
         args.plan.is_some() || args.budget.is_given(),
-        "say how large the result may be: --bpw BITS, --size SIZE or --like PRESET, or give --plan FILE"
-    );
+        &format!("{NO_BUDGET}, or give --plan FILE"),
+    )?;
+    args.strategy.check()?;
     let source = steps::open(&args.model, &args.folder, global)?;
-    for path in args
-        .save_analysis
-        .iter()
-        .chain(&args.save_plan)
-        .chain([&args.output])
-    {
-        refuse_overwriting(path, source.gguf.paths())?;
+    let outputs = [
+        (Some(&args.output), None),
+        // What was read may be written again with more in it.
+        (args.save_analysis.as_ref(), args.data.analysis.as_ref()),
+        (args.save_plan.as_ref(), args.plan.as_ref()),
+    ];
+    for (path, of_its_kind) in outputs.into_iter().filter_map(|(p, kind)| Some((p?, kind))) {
+        let given = args
+            .data
+            .paths()
+            .chain(args.plan.as_deref())
+            .filter(|p| of_its_kind.is_none_or(|kind| kind != *p));
+        refuse_overwriting(path, source.gguf.paths().into_iter().chain(given))?;
         // Whether it can be written is better known before the work than after.
         check_writable(path)?;
     }
@@ -95,11 +103,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     let plan = match given {
         Some(mut plan) => {
             plan.fit_to_model(&source.gguf)?;
-            if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
-                global.progress().note(
-                    "warning: the plan was made for another model; its types are used as they are",
-                );
-            }
+            note_other_model(&plan, &source, global);
             plan
         }
         None => steps::plan(

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -6,12 +6,13 @@ use clap::Args;
 
 use super::{FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis, RouterStats};
-use crate::gguf::TensorInfo;
-use crate::model::layer_of;
+use crate::gguf::{GgmlType, TensorInfo};
+use crate::model::{Role, TensorView};
 use crate::output::{refuse_overwriting, write_file};
 use crate::plan::{CostModel, Plan, TensorChoice};
 use crate::report::{
-    Coactivation, DomainShift, ExpertGrid, ModelInfo, PairMeasure, ReportData, TensorRow, render,
+    Coactivation, DomainShift, ExpertGrid, Grid, ModelInfo, PairMeasure, ReportData, TensorRow,
+    render,
 };
 
 /// Program and version, as reports name them.
@@ -40,13 +41,15 @@ pub(super) struct ReportArgs {
 
 pub(super) fn run(args: ReportArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model, &args.folder, global)?;
-    refuse_overwriting(&args.output, source.gguf.paths())?;
-    let mut analysis = analysis::load(&args.analysis)?;
-    analysis::imatrix::fit_to_model(&mut analysis, &source.gguf)?;
+    let read = args.plan.iter().chain([&args.analysis]);
+    let read = read.map(PathBuf::as_path).chain(source.gguf.paths());
+    refuse_overwriting(&args.output, read)?;
+    let analysis = load_analysis(&args.analysis, &source, global)?;
     let plan = match &args.plan {
         Some(path) => {
             let mut plan = Plan::read(path)?;
             plan.fit_to_model(&source.gguf)?;
+            note_other_model(&plan, &source, global);
             Some(plan)
         }
         None => None,
@@ -59,6 +62,24 @@ pub(super) fn run(args: ReportArgs, global: &Global) -> Result<()> {
     };
     write_file(&args.output, render(&data).as_bytes())?;
     global.print(&data, || format!("wrote {}\n", args.output.display()))
+}
+
+/// Reads an analysis, and says what of it is not of the model.
+fn load_analysis(path: &Path, source: &steps::Source, global: &Global) -> Result<Analysis> {
+    let progress = global.progress();
+    let mut analysis = analysis::load(path)?;
+    steps::note_other_model(&analysis, path, source, &progress);
+    steps::fit_to_model(&mut analysis, path, &source.gguf, &progress)?;
+    Ok(analysis)
+}
+
+/// Says so if a plan was made for another model.
+pub(super) fn note_other_model(plan: &Plan, source: &steps::Source, global: &Global) {
+    if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
+        global
+            .progress()
+            .note("warning: the plan was made for another model; its types are used as they are");
+    }
 }
 
 /// A model's name in a heading: its file's or folder's, without what leads there.
@@ -92,7 +113,7 @@ pub(super) fn describe_analysis(
     plan: Option<&Plan>,
 ) -> ReportData {
     ReportData {
-        experts: experts(analysis, plan),
+        experts: experts(source, analysis, plan),
         domains: domains(analysis),
         coactivation: coactivation(analysis),
         tensors: plan.map(|p| tensors(source, analysis, p)),
@@ -109,7 +130,7 @@ fn activation(router: &RouterStats) -> Vec<f64> {
         .collect()
 }
 
-fn experts(analysis: &Analysis, plan: Option<&Plan>) -> Option<ExpertGrid> {
+fn experts(source: &steps::Source, analysis: &Analysis, plan: Option<&Plan>) -> Option<ExpertGrid> {
     let n_expert = analysis.routers.values().map(|r| r.counts.len()).max()?;
     let layers: Vec<usize> = analysis.routers.keys().copied().collect();
     let gate_mass = |r: &RouterStats| {
@@ -119,75 +140,128 @@ fn experts(analysis: &Analysis, plan: Option<&Plan>) -> Option<ExpertGrid> {
             .map(|m| m / total.max(f64::MIN_POSITIVE))
             .collect()
     };
-    // What an expert adds to the divergence in a type that was measured: its share of its tensors' effects.
-    let sensitivity = |layer: &usize, r: &RouterStats| {
-        let mut row = vec![0.0; r.counts.len()];
-        for p in &analysis.probes {
-            if p.ty == crate::gguf::GgmlType::Q3_K && layer_of(&p.tensor) == Some(*layer) {
-                let shares = analysis
-                    .errors
-                    .shares(&p.tensor, &analysis.traffic(&p.tensor));
-                if let Some(shares) = shares.filter(|s| s.len() == row.len()) {
-                    row.iter_mut()
-                        .zip(shares)
-                        .for_each(|(v, s)| *v += p.kld * s);
-                }
-            }
-        }
-        row
+    let sensitivity = Sensitivity::new(source, analysis);
+    let assigned: Option<Vec<Vec<Assigned>>> = plan.map(|p| assigned(source, analysis, p));
+    let of_each = |f: &dyn Fn(&Assigned) -> f64| -> Option<Grid> {
+        let rows = assigned.as_ref()?.iter();
+        Some(rows.map(|row| row.iter().map(f).collect()).collect())
     };
-    let of_layer = |layer: usize, plan: &Plan| -> Vec<Vec<crate::gguf::GgmlType>> {
-        let n = analysis.routers[&layer].counts.len();
-        let of_experts = |name: &str| name.contains("_exps.");
-        let tensors: Vec<_> = plan
-            .tensors
-            .iter()
-            .filter(|t| layer_of(&t.name) == Some(layer) && of_experts(&t.name))
-            .collect();
-        (0..n)
-            .map(|e| {
-                tensors
-                    .iter()
-                    .map(|t| t.experts.get(e).copied().unwrap_or(t.ty))
-                    .collect()
-            })
-            .collect()
-    };
-    let bits = plan.map(|p| {
-        let mean = |types: &Vec<crate::gguf::GgmlType>| {
-            types.iter().map(|t| t.bpw()).sum::<f64>() / types.len().max(1) as f64
-        };
-        layers
-            .iter()
-            .map(|l| of_layer(*l, p).iter().map(mean).collect())
-            .collect()
-    });
-    let types = plan.map(|p| {
-        let names = |types: &Vec<crate::gguf::GgmlType>| {
-            let mut names: Vec<&str> = types.iter().map(|t| t.name()).collect();
-            names.dedup();
-            names.join(" + ")
-        };
-        layers
-            .iter()
-            .map(|l| of_layer(*l, p).iter().map(names).collect())
-            .collect()
-    });
     Some(ExpertGrid {
         activation: analysis.routers.values().map(activation).collect(),
         gate_mass: Some(analysis.routers.values().map(gate_mass).collect()),
-        sensitivity: (!analysis.probes.is_empty()).then(|| {
-            analysis
-                .routers
-                .iter()
-                .map(|(l, r)| sensitivity(l, r))
-                .collect()
+        bits: of_each(&|a| a.bits),
+        types: assigned.map(|rows| {
+            let names = |row: Vec<Assigned>| row.into_iter().map(|a| a.types).collect();
+            rows.into_iter().map(names).collect()
         }),
-        bits,
-        types,
+        sensitivity_type: sensitivity
+            .as_ref()
+            .map_or(String::new(), |s| s.ty.to_string()),
+        sensitivity_roles: sensitivity.as_ref().map_or(Vec::new(), |s| {
+            s.roles.iter().map(Role::to_string).collect()
+        }),
+        sensitivity: sensitivity.map(|s| s.rows),
         n_expert,
         layers,
     })
+}
+
+/// What quantizing single experts to one type does to the output.
+struct Sensitivity {
+    ty: GgmlType,
+    /// The projections that were measured.
+    roles: Vec<Role>,
+    /// Nats a token by layer and expert; NaN in layers that were not measured, or not in all these projections.
+    rows: Grid,
+}
+
+/// Bits that types have where they are mostly wanted.
+const USUAL_BPW: f64 = 3.5;
+
+impl Sensitivity {
+    /// In the type in which most projections of experts were measured, of several the one of the most usual size. An
+    /// expert's effect is taken to be its share of its tensors' effects.
+    fn new(source: &steps::Source, analysis: &Analysis) -> Option<Self> {
+        let mut by_type: BTreeMap<GgmlType, Vec<(&TensorView, Vec<f64>)>> = BTreeMap::new();
+        for probe in &analysis.probes {
+            let measured = || {
+                let tensor = source.view.tensor(&probe.tensor)?;
+                let router = analysis.routers.get(&tensor.layer?)?;
+                let traffic = analysis.traffic(&tensor.name);
+                let mut each = analysis.errors.shares(&tensor.name, &traffic)?;
+                each.iter_mut().for_each(|share| *share *= probe.kld);
+                let of_experts = tensor.role.is_expert() && each.len() == router.counts.len();
+                of_experts.then_some((tensor, each))
+            };
+            if let Some(effects) = measured() {
+                by_type.entry(probe.ty).or_default().push(effects);
+            }
+        }
+        let unusual = |ty: &GgmlType| (ty.bpw() - USUAL_BPW).abs();
+        let (ty, effects) = by_type.into_iter().max_by(|a, b| {
+            let by_number = a.1.len().cmp(&b.1.len());
+            by_number.then(unusual(&b.0).total_cmp(&unusual(&a.0)))
+        })?;
+        let mut roles: Vec<Role> = effects.iter().map(|(t, _)| t.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let row = |(layer, router): (&usize, &RouterStats)| {
+            let own: Vec<_> = effects
+                .iter()
+                .filter(|(t, _)| t.layer == Some(*layer))
+                .collect();
+            // The sum of some would look like an expert that matters less.
+            let whole = roles.iter().all(|r| own.iter().any(|(t, _)| t.role == *r));
+            let sum = |e: usize| own.iter().map(|(_, each)| each[e]).sum();
+            let value = |e| if whole { sum(e) } else { f64::NAN };
+            (0..router.counts.len()).map(value).collect()
+        };
+        let rows = analysis.routers.iter().map(row).collect();
+        Some(Self { ty, roles, rows })
+    }
+}
+
+/// What an expert gets.
+struct Assigned {
+    /// Bits per weight; NaN for an expert that the model does not have.
+    bits: f64,
+    /// Its projections' types, each once.
+    types: String,
+}
+
+/// What a plan gives each expert: the source's type where it names no other.
+fn assigned(source: &steps::Source, analysis: &Analysis, plan: &Plan) -> Vec<Vec<Assigned>> {
+    let named: HashMap<&str, &TensorChoice> =
+        plan.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let of_layer = |(layer, router): (&usize, &RouterStats)| {
+        let n = router.counts.len();
+        let projections: Vec<&TensorView> = source
+            .view
+            .tensors
+            .iter()
+            .filter(|t| t.layer == Some(*layer) && t.role.is_expert() && t.n_expert == n)
+            .collect();
+        let of_expert = |e: usize| {
+            let (mut bits, mut params, mut types) = (0.0, 0.0, Vec::new());
+            for t in &projections {
+                let ty = match named.get(t.name.as_str()) {
+                    Some(choice) => choice.experts.get(e).copied().unwrap_or(choice.ty),
+                    None => source.gguf.tensors[t.index].ty,
+                };
+                bits += ty.bpw() * t.n_params as f64;
+                params += t.n_params as f64;
+                if !types.contains(&ty.name()) {
+                    types.push(ty.name());
+                }
+            }
+            Assigned {
+                bits: bits / params,
+                types: types.join(" + "),
+            }
+        };
+        (0..n).map(of_expert).collect()
+    };
+    analysis.routers.iter().map(of_layer).collect()
 }
 
 fn domains(analysis: &Analysis) -> Option<DomainShift> {

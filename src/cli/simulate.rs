@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use super::{DataArgs, FolderArgs, Global, steps};
+use super::report::note_other_model;
+use super::{DataArgs, FolderArgs, Global, WrongArguments, steps};
 use crate::analysis::Unreached;
 use crate::encode::{EncodeOptions, output_metadata, simulate};
 use crate::gguf::GgmlType;
@@ -39,13 +40,18 @@ pub(super) struct SimulateArgs {
 pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
     let out_type = match args.float_type.parse::<GgmlType>() {
         Ok(ty @ (GgmlType::F16 | GgmlType::BF16 | GgmlType::F32)) => ty,
-        _ => bail!("--as {}: write f16, bf16 or f32", args.float_type),
+        _ => bail!(WrongArguments(format!(
+            "--as {}: write f16, bf16 or f32",
+            args.float_type
+        ))),
     };
     let source = steps::open(&args.model, &args.folder, global)?;
-    refuse_overwriting(&args.output, source.gguf.paths())?;
+    let read = args.data.paths().chain([args.plan.as_path()]);
+    refuse_overwriting(&args.output, source.gguf.paths().into_iter().chain(read))?;
     check_writable(&args.output)?;
     let mut plan = Plan::read(&args.plan)?;
     plan.fit_to_model(&source.gguf)?;
+    note_other_model(&plan, &source, global);
     ensure!(
         !plan.tensors.is_empty(),
         "{}: the plan names no tensor",

@@ -89,27 +89,11 @@ pub(super) fn analysis(
     let mut analysis = Analysis::default();
     if let Some(path) = &args.analysis {
         analysis = analysis::load(path)?;
-        if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest
-        {
-            progress.note(format!(
-                "warning: {} was made for another model than {}",
-                path.display(),
-                source.gguf.paths()[0].display()
-            ));
-        }
+        note_other_model(&analysis, path, source, &progress);
+        fit_to_model(&mut analysis, path, &source.gguf, &progress)?;
     }
     for path in &args.imatrix {
-        let read = analysis::imatrix::read(path)?;
-        analysis
-            .merge(&read)
-            .with_context(|| format!("{}: cannot be added", path.display()))?;
-    }
-    if !analysis.weights.is_empty() {
-        for name in analysis::imatrix::fit_to_model(&mut analysis, &source.gguf)? {
-            progress.note(format!(
-                "warning: statistics of {name}, which the model does not have, are left out"
-            ));
-        }
+        add_imatrix(&mut analysis, path, &source.gguf, &progress)?;
     }
     let own_pass = analysis.weights.is_empty() || !args.text.is_empty();
     let measure = probes && args.sensitivity > 0.0 && analysis.probes.is_empty();
@@ -145,6 +129,54 @@ pub(super) fn analysis(
         analysis::complete_distributions(gguf, view, &mut analysis, global.n_threads(), &progress)?;
     }
     Ok(analysis)
+}
+
+/// Says so if an analysis was made for another model.
+pub(super) fn note_other_model(
+    analysis: &Analysis,
+    path: &Path,
+    source: &Source,
+    progress: &Progress,
+) {
+    if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest {
+        progress.note(format!(
+            "warning: {} was made for another model than {}",
+            path.display(),
+            source.gguf.paths()[0].display()
+        ));
+    }
+}
+
+/// Checks statistics of a file against the model, and says what is left out.
+pub(super) fn fit_to_model(
+    read: &mut Analysis,
+    path: &Path,
+    model: &Gguf,
+    progress: &Progress,
+) -> Result<()> {
+    let left_out = analysis::imatrix::fit_to_model(read, model)
+        .with_context(|| format!("{}", path.display()))?;
+    for name in left_out {
+        progress.note(format!(
+            "warning: {}: statistics of {name}, which the model does not have, are left out",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Adds an imatrix file to an analysis: fitted to the model first, for the older form does not say what is an expert.
+pub(super) fn add_imatrix(
+    analysis: &mut Analysis,
+    path: &Path,
+    model: &Gguf,
+    progress: &Progress,
+) -> Result<()> {
+    let mut read = analysis::imatrix::read(path)?;
+    fit_to_model(&mut read, path, model, progress)?;
+    analysis
+        .merge(&read)
+        .with_context(|| format!("{}: cannot be added", path.display()))
 }
 
 /// A text's chunks, domain after domain.
@@ -352,6 +384,7 @@ fn sensitivity(
     let progress = global.progress();
     let mut bench = Sensitivity::new(model, &source.gguf, &importance, &subset, &options)?;
     analysis.probes = bench.measure(&pairs, &progress)?;
+    analysis.domain_levels = Vec::new();
     let groups = joint_groups(&source.gguf, &analysis.probes);
     analysis.joint = bench.measure_joint(&groups, &progress)?;
     drop(bench);
@@ -366,6 +399,8 @@ fn sensitivity(
         let each = bench.measure_by_domain(group)?;
         analysis.domain_levels = levels(&each, &analysis.probe_tokens);
     }
+    // The text may be other than the analysis's.
+    analysis.number_effects(&chunks.labels);
     Ok(())
 }
 
@@ -397,7 +432,7 @@ const JOINT_BYTES: u64 = 4 << 30;
 fn joint_groups(source: &Gguf, probes: &[Probe]) -> Vec<(Vec<String>, GgmlType)> {
     let mut groups: BTreeMap<GgmlType, (Vec<String>, u64)> = BTreeMap::new();
     for p in probes {
-        let Some(tensor) = source.tensor(&p.tensor).filter(|t| t.dims.ne(2) > 1) else {
+        let Some(tensor) = source.tensor(&p.tensor).filter(|t| mixed::can_mix(t)) else {
             continue;
         };
         let group = groups.entry(p.ty).or_default();
@@ -562,13 +597,17 @@ pub(super) fn plan(
         records: &records(source, &blank, &analysis_digest),
         within: None,
     };
+    for note in inputs.pin_notes() {
+        progress.note(format!("note: {note}"));
+    }
     let (scenario, granularity) = (strategy.scenario()?, strategy.granularity()?);
     if let Scenario::Workload(named) = &scenario {
         note_repetition(analysis, named, &progress);
     }
     let measures = !strategy.no_measure
         && scenario != Scenario::Balanced
-        && !analysis.checks.domains.is_empty()
+        && !analysis.domains.is_empty()
+        && analysis.checks.covers(analysis.domains.len())
         && analysis.origin.model_digest == source.digest;
     let mut plan = if measures {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
@@ -670,36 +709,63 @@ pub(super) fn preset_bytes(source: &Gguf, preset: Preset, with_importance: bool)
 
 /// A short account of a plan.
 pub(super) fn describe_plan(plan: &Plan) -> String {
+    // A recipe written by hand states no figures, and one that was read has none of single tensors.
+    let size = |bytes: u64| match bytes {
+        0 => String::new(),
+        n => format!(" {:>12}", crate::units::bytes(n)),
+    };
+    let mut s = String::new();
+    if plan.file_bytes > 0 {
+        s += &format!(
+            "{} ({} bytes), {:.3} bits per weight, budget {}\n",
+            crate::units::bytes(plan.file_bytes),
+            plan.file_bytes,
+            plan.bpw,
+            crate::units::bytes(plan.budget_bytes)
+        );
+        s += &format!(
+            "expected KL divergence {:.5} nats a token{}, {}\n",
+            plan.objective,
+            if plan.mix.is_empty() {
+                ""
+            } else {
+                " (domains weighed as its types were chosen)"
+            },
+            if plan.exact {
+                "the smallest possible by these measurements".to_owned()
+            } else {
+                format!(
+                    "at most {:.3} % above the smallest possible",
+                    plan.gap() * 100.0
+                )
+            }
+        );
+    }
+    let (mixed, plain): (Vec<_>, Vec<_>) = plan.tensors.iter().partition(|t| !t.experts.is_empty());
     let mut by_type: BTreeMap<GgmlType, (usize, u64)> = BTreeMap::new();
-    for t in &plan.tensors {
+    for t in plain {
         let entry = by_type.entry(t.ty).or_default();
         entry.0 += 1;
         entry.1 += t.bytes;
     }
-    let mut s = format!(
-        "{} ({} bytes), {:.3} bits per weight, budget {}\n",
-        crate::units::bytes(plan.file_bytes),
-        plan.file_bytes,
-        plan.bpw,
-        crate::units::bytes(plan.budget_bytes)
-    );
-    s += &format!(
-        "expected KL divergence {:.5} nats a token, {}\n",
-        plan.objective,
-        if plan.exact {
-            "the smallest possible by these measurements".to_owned()
-        } else {
-            format!(
-                "at most {:.3} % above the smallest possible",
-                plan.gap() * 100.0
-            )
-        }
-    );
     for (ty, (n, bytes)) in by_type {
+        s += &format!("  {ty:<8} {n:>5} tensors{}\n", size(bytes));
+    }
+    if !mixed.is_empty() {
+        let bytes = mixed.iter().map(|t| t.bytes).sum();
         s += &format!(
-            "  {ty:<8} {n:>5} tensors {:>12}\n",
-            crate::units::bytes(bytes)
+            "  {:<8} {:>5} tensors{}\n",
+            "mixed",
+            mixed.len(),
+            size(bytes)
         );
+    }
+    let mut experts: BTreeMap<GgmlType, usize> = BTreeMap::new();
+    for ty in mixed.iter().flat_map(|t| &t.experts) {
+        *experts.entry(*ty).or_default() += 1;
+    }
+    for (ty, n) in experts {
+        s += &format!("    {ty:<8} {n:>5} experts\n");
     }
     s
 }

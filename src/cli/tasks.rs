@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{Global, steps};
 use crate::analysis::{Corpus, TextPath};
 use crate::gguf::Gguf;
-use crate::output::{refuse_overwriting, write_file};
+use crate::output::{check_writable, refuse_overwriting, write_file};
 use crate::runtime::ModelOptions;
 use crate::tasks::{
     Format, MakeOptions, Task, TaskOptions, TaskReport, TaskResult, compare, make, read, score,
@@ -33,7 +33,7 @@ enum TasksCommand {
 /// Cut tasks out of a text: which of several pieces of the same document continues this one?
 #[derive(Args)]
 struct MakeArgs {
-    /// Text that the models were neither trained nor calibrated on: files, or folders of .txt and .md files;
+    /// Text that the models were neither trained nor calibrated on: files, or folders of text and source files;
     /// each file is a document
     #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
     text: Vec<TextPath>,
@@ -160,22 +160,26 @@ fn run_score(args: &RunArgs, global: &Global) -> Result<()> {
     if let Some(path) = &args.details {
         let sources = [&args.model, &args.tasks].into_iter().chain(&args.against);
         refuse_overwriting(path, sources.map(PathBuf::as_path))?;
+        check_writable(path)?;
     }
     // The reference is checked before the model is scored, and loaded after it is dropped.
     if let Some(path) = &args.against {
         Gguf::open(path)?;
     }
     let report = score_file(&args.model, &tasks, args, global)?;
-    if let Some(path) = &args.details {
-        write_file(path, &details(&report.results)?)?;
-    }
+    let each = args.details.as_ref().map(|_| details(&report.results));
     match &args.against {
-        None => global.print(&report, || report.to_string()),
+        None => global.print(&report, || report.to_string())?,
         Some(path) => {
             let reference = score_file(path, &tasks, args, global)?;
             let comparison = compare(report, reference)?;
-            global.print(&comparison, || comparison.to_string())
+            global.print(&comparison, || comparison.to_string())?;
         }
+    }
+    // After the result is printed, which a full disk must not cost.
+    match args.details.as_ref().zip(each) {
+        Some((path, each)) => write_file(path, &each?),
+        None => Ok(()),
     }
 }
 

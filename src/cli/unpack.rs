@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
 use super::{Global, steps};
-use crate::analysis::{self, Analysis, Importance, Unreached};
+use crate::analysis::{Analysis, Importance, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode, output_metadata};
 use crate::ggml;
 use crate::gguf::{GgmlType, Gguf};
@@ -67,14 +67,7 @@ pub(super) fn run(args: UnpackArgs, global: &Global) -> Result<()> {
     let source = mixed::plain(gguf, if is_float { args.ty } else { GgmlType::F32 })?;
     let mut analysis = Analysis::default();
     for path in &args.imatrix {
-        let read = analysis::imatrix::read(path)?;
-        let added = analysis.merge(&read);
-        added.with_context(|| format!("{}: cannot be added", path.display()))?;
-    }
-    for name in analysis::imatrix::fit_to_model(&mut analysis, &source)? {
-        global.progress().note(format!(
-            "warning: statistics of {name}, which the model does not have, are left out"
-        ));
+        steps::add_imatrix(&mut analysis, path, &source, &global.progress())?;
     }
     let importance = Importance::new(&analysis, Unreached::default());
     for name in &names {

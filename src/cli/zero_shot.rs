@@ -1,6 +1,6 @@
 //! Zero-shot accuracy of the models of a comparison.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -35,6 +35,11 @@ pub(super) struct TaskSet {
 }
 
 impl TaskArgs {
+    /// The file of tasks, if one is named.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.tasks.as_deref()
+    }
+
     /// The tasks: those of the file, or some made of the text. None when none are wanted, or when the text
     /// gives none, which is noted.
     pub(super) fn tasks(&self, text: &Corpus, global: &Global) -> Result<Option<TaskSet>> {

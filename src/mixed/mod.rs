@@ -18,7 +18,8 @@ pub use write::{Mixture, guard_metadata};
 
 use anyhow::{Result, bail};
 
-use crate::gguf::{GgmlType, Gguf, Metadata};
+use crate::gguf::{GgmlType, Gguf, Metadata, Shape, TensorInfo};
+use crate::model::Role;
 
 /// What the architecture of a mixed file begins with.
 pub const GUARD: &str = "moqa-";
@@ -60,10 +61,19 @@ pub(crate) fn block(id: u32) -> Option<moqa_mixed::Block> {
 }
 
 /// `[n_in, n_out, n_expert]` of a tensor.
-pub(crate) fn shape(tensor: &crate::gguf::TensorInfo) -> moqa_mixed::Shape {
+pub(crate) fn shape(dims: &Shape) -> moqa_mixed::Shape {
     moqa_mixed::Shape {
-        n_in: tensor.ne(0),
-        n_out: tensor.ne(1),
-        n_expert: tensor.ne(2),
+        n_in: dims.ne(0),
+        n_out: dims.ne(1),
+        n_expert: dims.ne(2),
     }
+}
+
+/// Whether the matrices of a tensor may have types of their own: they are routed experts, under a name by which the
+/// plugin knows these (its `is_expert_weight`). Others would be read as what their carrier says.
+pub fn can_mix(tensor: &TensorInfo) -> bool {
+    tensor.ne(2) > 1
+        && tensor.ne(3) == 1
+        && tensor.name.ends_with("exps.weight")
+        && Role::of_name(&tensor.name).is_expert()
 }

@@ -72,7 +72,7 @@ pub fn mixed_tensors(gguf: &Gguf) -> Result<Vec<MixedTensor>> {
         if listed.remove(tensor.name.as_bytes()) {
             found.push(read(gguf, index, tensor)?);
         } else if !matches!(
-            moqa_mixed::find(gguf.data(tensor), shape(tensor), block),
+            moqa_mixed::find(gguf.data(tensor), shape(&tensor.dims), block),
             Ok(None)
         ) {
             bail!(
@@ -107,7 +107,7 @@ fn read(gguf: &Gguf, index: usize, tensor: &TensorInfo) -> Result<MixedTensor> {
         place(),
         tensor.dims
     );
-    let found = moqa_mixed::find(gguf.data(tensor), shape(tensor), block);
+    let found = moqa_mixed::find(gguf.data(tensor), shape(&tensor.dims), block);
     let layout = found
         .and_then(|layout| layout.ok_or(moqa_mixed::Error::Magic))
         .with_context(|| format!("{}; {ADVICE}", place()))?;

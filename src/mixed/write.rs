@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use moqa_mixed::Layout;
 
-use super::{GUARD, KEY_ARCHITECTURE, KEY_TENSORS, block, carrier, is_guarded, shape};
+use super::{GUARD, KEY_ARCHITECTURE, KEY_TENSORS, block, can_mix, carrier, is_guarded, shape};
 use crate::gguf::{Array, GStringArray, GgmlType, Gguf, KEY_SPLIT_NO, Metadata};
 
 /// The mixed tensors of a file to be written, by name.
@@ -18,8 +18,8 @@ impl Mixture {
     /// Places the experts of tensors that have types of their own, by tensor name, and chooses their carriers.
     ///
     /// # Errors
-    /// The model is mixed already; a tensor is not of the model, has no experts, or other ones; a type does not
-    /// fit its rows; no type has bytes enough.
+    /// The model is mixed already; a tensor is not of the model, does not hold merged experts ([`can_mix`]), or
+    /// other ones; a type does not fit its rows; no type has bytes enough.
     pub fn new(source: &Gguf, experts: &BTreeMap<String, Vec<GgmlType>>) -> Result<Self> {
         ensure!(
             experts.is_empty() || !is_guarded(&source.metadata),
@@ -31,12 +31,13 @@ impl Mixture {
                 .tensor(name)
                 .with_context(|| format!("tensor {name}: the model has none of that name"))?;
             ensure!(
-                tensor.ne(3) == 1 && tensor.ne(2) > 1,
-                "tensor {name}: shape {} is not one of merged experts",
+                can_mix(tensor),
+                "tensor {name} of shape {}: only merged experts (blk.N.ffn_*_exps.weight) can have types of their own; \
+                 give it one type",
                 tensor.dims
             );
             let ids: Vec<u32> = types.iter().map(|ty| ty.id()).collect();
-            let layout = Layout::new(shape(tensor), &ids, block)
+            let layout = Layout::new(shape(&tensor.dims), &ids, block)
                 .with_context(|| format!("tensor {name}"))?;
             let ty = carrier::carrier(&tensor.dims, layout.sealed_bytes()).with_context(|| {
                 format!(

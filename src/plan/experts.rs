@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::correlation::Pairs;
 use super::knapsack::{self, Choice};
-use crate::gguf::{GgmlType, TensorInfo};
+use crate::gguf::{GgmlType, Shape};
 use crate::mixed::{self, carrier};
 
 /// An expert's types with what each costs.
@@ -23,27 +23,52 @@ pub(super) struct Packing {
     pub bytes: u64,
     /// Burden of all experts, pairs included.
     pub cost: f64,
-    /// No choice of these bytes has a smaller burden.
-    pub bound: f64,
     /// The type of each expert, by its number among the types; all the same when the tensor is not mixed.
     pub picks: Vec<usize>,
 }
 
-/// The best packing for every size that the tensor can have, by size; every one better than all smaller ones. With `mix`
-/// experts may differ.
+/// The ways to store a merged tensor that are worth a choice.
+#[derive(Clone, Debug)]
+pub(super) struct Packings {
+    /// The best one found for every size that the tensor can have, by size; every one better than all smaller ones.
+    pub ways: Vec<Packing>,
+    /// What no way undercuts, found or not: for each that there is, one of these has no more bytes and no larger burden.
+    pub bounds: Vec<Choice>,
+}
+
+impl Packings {
+    /// Leaves out what is larger than the first way of at least `bytes`.
+    pub fn limit(&mut self, bytes: u64) {
+        if let Some(largest) = self.ways.iter().map(|p| p.bytes).find(|b| *b >= bytes) {
+            self.ways.retain(|p| p.bytes <= largest);
+            self.bounds.retain(|b| b.bytes <= largest);
+        }
+    }
+
+    /// Whether the ways that were found are as good as any that there are.
+    pub fn are_best(&self) -> bool {
+        let reached = |b: &Choice| {
+            let mut ways = self.ways.iter();
+            ways.any(|p| p.bytes <= b.bytes && p.cost <= b.cost)
+        };
+        self.bounds.iter().all(reached)
+    }
+}
+
+/// The packings of a tensor of this shape. With `mix` experts may differ.
 ///
 /// # Errors
 /// The costs cannot be used.
 pub(super) fn packings(
-    tensor: &TensorInfo,
+    dims: &Shape,
     types: &[GgmlType],
     costs: &ExpertCosts,
     pairs: Option<&Pairs>,
     alignment: u64,
     mix: bool,
-) -> Result<Vec<Packing>> {
+) -> Result<Packings> {
     let n_expert = costs.costs.len();
-    let shape = mixed::shape(tensor);
+    let shape = mixed::shape(dims);
     let total = |picks: &[usize]| {
         let own: f64 = picks.iter().zip(&costs.costs).map(|(p, c)| c[*p]).sum();
         let together = pairs.map_or(0.0, |pairs| pairs.total(&amplitudes(costs, picks)));
@@ -62,17 +87,20 @@ pub(super) fn packings(
         .iter()
         .enumerate()
         .filter_map(|(i, ty)| {
-            let row = ty.row_bytes(tensor.ne(0))?;
+            let row = ty.row_bytes(dims.ne(0))?;
             let picks = vec![i; n_expert];
-            let cost = total(&picks);
             Some(Packing {
-                bytes: (row * tensor.n_rows()).next_multiple_of(alignment),
-                cost,
-                bound: cost,
+                bytes: (row * dims.n_rows()).next_multiple_of(alignment),
+                cost: total(&picks),
                 picks,
             })
         })
         .collect();
+    let as_choice = |p: &Packing| Choice {
+        bytes: p.bytes,
+        cost: p.cost,
+    };
+    let mut bounds: Vec<Choice> = all.iter().map(as_choice).collect();
     if mix && n_expert > 1 {
         let sizes: Vec<Option<u64>> = types
             .iter()
@@ -92,9 +120,9 @@ pub(super) fn packings(
             })
             .collect();
         let overhead = moqa_mixed::header_bytes(shape.n_expert) + moqa_mixed::SEAL_BYTES;
-        let found = carrier::carriers(&tensor.dims)
+        let found = carrier::carriers(dims)
             .into_par_iter()
-            .map(|(_, bytes)| -> Result<Option<Packing>> {
+            .map(|(_, bytes)| -> Result<Option<(Packing, f64)>> {
                 let Some(room) = bytes.checked_sub(overhead) else {
                     return Ok(None);
                 };
@@ -107,20 +135,22 @@ pub(super) fn packings(
                 if let Some(pairs) = pairs {
                     exchange(&mut picks, &options, costs, pairs, room);
                 }
-                let first = picks.first().context("no experts")?;
-                if picks.iter().all(|p| p == first) {
-                    // As an ordinary tensor it is among the others.
-                    return Ok(None);
-                }
-                Ok(Some(Packing {
-                    bytes: bytes.next_multiple_of(alignment),
-                    cost: total(&picks),
-                    bound: (solution.bound + least_pairs).max(0.0),
-                    picks,
-                }))
+                let cost = total(&picks);
+                let bound = (solution.bound + least_pairs).max(0.0);
+                let bytes = bytes.next_multiple_of(alignment);
+                Ok(Some((Packing { bytes, cost, picks }, bound.min(cost))))
             })
             .collect::<Result<Vec<_>>>()?;
-        all.extend(found.into_iter().flatten());
+        for (packing, cost) in found.into_iter().flatten() {
+            // Also where nothing better was found than what the tensor can be without.
+            let bytes = packing.bytes;
+            bounds.push(Choice { bytes, cost });
+            let first = packing.picks.first().context("no experts")?;
+            if packing.picks.iter().any(|p| p != first) {
+                all.push(packing);
+            }
+            // Otherwise it is among the others, as an ordinary tensor.
+        }
     }
     all.sort_by(|a, b| {
         (a.bytes, a.cost)
@@ -133,7 +163,7 @@ pub(super) fn packings(
         best = best.min(p.cost);
         better
     });
-    Ok(all)
+    Ok(Packings { ways: all, bounds })
 }
 
 fn amplitudes(costs: &ExpertCosts, picks: &[usize]) -> Vec<f64> {

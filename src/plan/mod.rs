@@ -1,6 +1,7 @@
 //! A type for every tensor under a byte budget.
 
 mod candidates;
+mod choose;
 mod correlation;
 mod cost;
 mod experts;

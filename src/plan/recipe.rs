@@ -24,12 +24,21 @@ pub struct TensorChoice {
     /// The type of each expert; empty when they share `ty`.
     #[serde(serialize_with = "as_displays", skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<GgmlType>,
-    /// Bytes in that type.
+    /// Bytes in that type; 0 where they are not known, in a recipe that was read ([`Plan::fit_to_model`] fills them in).
+    #[serde(serialize_with = "as_known")]
     pub bytes: u64,
-    /// Relative squared error of the tensor's outputs; where experts have types of their own, of the worst.
+    /// Relative squared error of the tensor's outputs; where experts have types of their own, of the worst. NaN in a recipe
+    /// that was read.
     pub error: f64,
-    /// Expected divergence of the model's output, in nats per token.
+    /// Expected divergence of the model's output, in nats per token. NaN in a recipe that was read.
     pub cost: f64,
+}
+
+fn as_known<S: serde::Serializer>(bytes: &u64, s: S) -> std::result::Result<S::Ok, S::Error> {
+    match bytes {
+        0 => s.serialize_none(),
+        n => s.serialize_u64(*n),
+    }
 }
 
 fn as_displays<S: serde::Serializer>(
@@ -75,9 +84,10 @@ pub struct Plan {
     pub file_bytes: u64,
     /// Bits per weight of the tensor data.
     pub bpw: f64,
-    /// Expected KL divergence in nats per token: the objective.
+    /// Expected KL divergence in nats per token: the objective. Of workload and robust plans with the weights of domains that
+    /// their types were chosen by, which are not the workload's where a bound on what others lose had its say.
     pub objective: f64,
-    /// No choice under the budget can have a smaller objective than this.
+    /// No choice under the budget, with such weights, can have a smaller objective than this.
     pub bound: f64,
     /// Whether the objective is proved to be the smallest.
     pub exact: bool,
@@ -225,12 +235,15 @@ impl Plan {
     /// The plan as a file for llama-quantize's `--tensor-type-file`. Give llama-quantize any preset with it:
     /// every tensor that is quantized is named.
     pub fn to_tensor_type_file(&self) -> String {
-        let mut s = String::new();
-        for t in &self.tensors {
-            // llama-quantize takes a lower-case regular expression.
-            let _ = writeln!(s, "^{}$={}", regex::escape(&t.name.to_lowercase()), t.ty);
-        }
-        s
+        let lines = self.tensor_patterns();
+        lines.map(|(p, ty)| format!("{p}={ty}\n")).collect()
+    }
+
+    /// A pattern for each tensor as llama-quantize takes it, a lower-case regular expression, and the tensor's type; where
+    /// experts have types of their own, the commonest.
+    pub fn tensor_patterns(&self) -> impl Iterator<Item = (String, GgmlType)> {
+        let pattern = |name: &str| format!("^{}$", regex::escape(&name.to_lowercase()));
+        self.tensors.iter().map(move |t| (pattern(&t.name), t.ty))
     }
 
     /// Reads a recipe.
@@ -276,8 +289,8 @@ impl Plan {
                     ty,
                     experts,
                     bytes: 0,
-                    error: 0.0,
-                    cost: 0.0,
+                    error: f64::NAN,
+                    cost: f64::NAN,
                 };
                 choice.settle();
                 Ok(choice)

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 
 use super::candidates::Candidates;
+use super::choose::choose;
 use super::correlation::Pairs;
 use super::cost::CostModel;
-use super::experts::{ExpertCosts, Packing, packings};
-use super::knapsack::{self, Choice, KnapsackError};
+use super::experts::{ExpertCosts, Packings, packings};
+use super::knapsack::KnapsackError;
 use super::recipe::{Plan, TensorChoice};
 use crate::analysis::{Analysis, Importance};
 use crate::encode::{output_metadata, shard_layouts};
 use crate::gguf::{GgmlType, Gguf, GgufLayout, Metadata, TensorInfo};
-use crate::mixed::{Mixture, guard_metadata};
+use crate::mixed::{Mixture, can_mix, guard_metadata};
 use crate::model::ModelView;
 
 /// How large the file may be.
@@ -22,7 +23,8 @@ use crate::model::ModelView;
 pub enum Budget {
     /// Bytes of the whole file.
     Bytes(u64),
-    /// Bits per weight of the tensor data, metadata not counted, as llama-quantize prints it.
+    /// Bits per weight of the tensor data, metadata not counted, as llama-quantize prints it. Of mixed tensors all that
+    /// the file gives them counts: blocks, container and what the carrier leaves empty.
     BitsPerWeight(f64),
 }
 
@@ -53,17 +55,32 @@ impl<'a> PlanInputs<'a> {
         importance: &Importance,
         candidates: &Candidates,
     ) -> Vec<(&'a TensorInfo, Vec<GgmlType>)> {
-        view.tensors
-            .iter()
-            .filter(|t| t.quantizable && crate::ggml::can_decode(source.tensors[t.index].ty))
-            .map(|t| {
-                let tensor = &source.tensors[t.index];
-                let known = importance
-                    .of(&tensor.name, 0, tensor.ne(0) as usize)
-                    .is_some();
-                (tensor, candidates.of(tensor, known))
-            })
+        let each = Self::chosen(source, view, importance);
+        each.map(|(t, known)| (t, candidates.of(t, known)))
             .collect()
+    }
+
+    /// What the user should know of pins that bind no tensor, or not all that they match.
+    pub fn pin_notes(&self) -> Vec<String> {
+        let choices: Vec<_> = Self::chosen(self.source, self.view, self.importance).collect();
+        let names = self.source.tensors.iter().map(|t| t.name.as_str());
+        self.candidates.pin_notes(&choices, names)
+    }
+
+    /// The tensors that get a choice, and whether there is importance data for them.
+    fn chosen(
+        source: &'a Gguf,
+        view: &ModelView,
+        importance: &Importance,
+    ) -> impl Iterator<Item = (&'a TensorInfo, bool)> {
+        let tensors = view.tensors.iter().filter(|t| t.quantizable);
+        tensors
+            .map(|t| &source.tensors[t.index])
+            .filter(|tensor| crate::ggml::can_decode(tensor.ty))
+            .map(|tensor| {
+                let known = importance.of(&tensor.name, 0, tensor.ne(0) as usize);
+                (tensor, known.is_some())
+            })
     }
 }
 
@@ -103,7 +120,7 @@ pub enum Granularity {
 impl Granularity {
     /// Whether the experts of a tensor may differ.
     fn mixes(self, tensor: &TensorInfo) -> bool {
-        self == Granularity::Expert && tensor.ne(2) > 1 && tensor.ne(3) == 1
+        self == Granularity::Expert && can_mix(tensor)
     }
 }
 
@@ -111,7 +128,7 @@ impl Granularity {
 struct Item<'a> {
     tensor: &'a TensorInfo,
     types: Vec<GgmlType>,
-    packings: Vec<Packing>,
+    packings: Packings,
 }
 
 /// What each matrix of a tensor costs in each type.
@@ -125,6 +142,13 @@ fn expert_costs(
     let traffic = analysis.traffic(name);
     let shares = analysis.errors.shares(name, &traffic).unwrap_or_default();
     let errors = analysis.errors.tensor(name);
+    // A file may say something else than what was measured.
+    let n_mat = tensor.n_rows() / tensor.ne(1).max(1);
+    ensure!(
+        errors.is_none() || shares.len() as u64 == n_mat,
+        "tensor {name}: errors of {} matrices were measured and it has {n_mat}; analyze the model again",
+        shares.len()
+    );
     let mut out = ExpertCosts {
         costs: vec![Vec::with_capacity(types.len()); shares.len()],
         amplitudes: vec![Vec::with_capacity(types.len()); shares.len()],
@@ -144,8 +168,11 @@ fn expert_costs(
     Ok(out)
 }
 
-/// What experts of the tensor's layer do to each other's errors, if the analysis knows.
+/// What experts of the tensor's layer do to each other's errors, if it holds these and the analysis knows.
 fn pairs_of(tensor: &TensorInfo, analysis: &Analysis) -> Option<Pairs> {
+    if !can_mix(tensor) {
+        return None;
+    }
     let layer = crate::model::layer_of(&tensor.name)?;
     let measured = analysis.coactivation.get(&layer)?;
     if measured.n_expert as u64 != tensor.ne(2) {
@@ -189,12 +216,25 @@ fn guard_bytes(source: &Gguf, tensors: &[&TensorInfo], records: &[(&str, String)
     Ok(file_bytes(source, &guarded, &types)?.saturating_sub(without))
 }
 
+/// The file that a plan gives, not split.
+fn layout_of(source: &Gguf, plan: &Plan, records: &[(&str, String)]) -> Result<GgufLayout> {
+    let mixture = Mixture::new(source, &plan.expert_types())?;
+    let types = mixture.file_types(plan.types());
+    let mut metadata = output_metadata(source, &types, records);
+    guard_metadata(&mut metadata, &mixture);
+    let mut layouts = shard_layouts(source, &metadata, &types, None)?;
+    layouts.pop().context("a file without a layout")
+}
+
 /// Makes the plan with the smallest expected divergence within the budget.
 ///
 /// The choice of a packing for every tensor is a multiple-choice knapsack over burdens ([`CostModel::burden`]), solved exactly or
 /// with a stated bound. Where experts have types of their own, the packings of a tensor are the best mixtures for
 /// each size that a file can give it (its carriers), found by a knapsack within the tensor and exchanges that take in
-/// what experts do to each other's errors.
+/// what experts do to each other's errors. The bound holds for all mixtures, those that were not found among them, that
+/// keep to `inputs.within`.
+///
+/// The budget is kept as if all tensors that can be mixed were; the plan states the bytes of the file that it gives.
 ///
 /// # Errors
 /// The budget is below the smallest possible file, or the data cannot be used.
@@ -246,14 +286,14 @@ pub fn make_plan(
             let each = expert_costs(tensor, &types, analysis, &costs)?;
             let pairs = pairs_of(tensor, analysis);
             let mix = granularity.mixes(tensor);
-            let mut packings = packings(tensor, &types, &each, pairs.as_ref(), alignment, mix)?;
+            let pairs = pairs.as_ref();
+            let mut packings = packings(&tensor.dims, &types, &each, pairs, alignment, mix)?;
             if let Some(other) = inputs
                 .within
                 .and_then(|plan| plan.tensors.iter().find(|t| t.name == tensor.name))
             {
-                // By size: the first that holds the other's experts is as large as theirs.
-                let first = packings.iter().position(|p| p.bytes >= other.bytes);
-                packings.truncate(first.map_or(packings.len(), |first| first + 1));
+                // The first that holds the other's experts is as large as theirs.
+                packings.limit(other.bytes);
             }
             Ok(Item {
                 tensor,
@@ -262,17 +302,10 @@ pub fn make_plan(
             })
         })
         .collect::<Result<_>>()?;
-    let options = |of: fn(&Packing) -> f64| -> Vec<Vec<Choice>> {
-        let choice = |p: &Packing| Choice {
-            bytes: p.bytes,
-            cost: of(p),
-        };
-        let packings = items.iter().map(|i| i.packings.iter());
-        packings.map(|p| p.map(choice).collect()).collect()
-    };
     let room = budget_bytes.saturating_sub(fixed);
-    let solution = match knapsack::solve(&options(|p| p.cost), room) {
-        Ok(s) => s,
+    let all: Vec<&Packings> = items.iter().map(|i| &i.packings).collect();
+    let chosen = match choose(&all, room) {
+        Ok(c) => c,
         Err(KnapsackError::TooSmall { minimum, .. }) => bail!(
             "the budget of {} is too small: with the smallest allowed types the file has {}; allow more, or smaller types{}",
             crate::units::bytes(budget_bytes),
@@ -285,26 +318,16 @@ pub fn make_plan(
         ),
         Err(e) => return Err(e.into()),
     };
-    let bounded = items
-        .iter()
-        .any(|i| i.packings.iter().any(|p| p.bound < p.cost));
-    let bound = if bounded {
-        knapsack::solve_quickly(&options(|p| p.bound), room)?.bound
-    } else {
-        solution.bound
-    };
-
+    let solution = &chosen.solution;
     let divergence = costs.joint(solution.cost);
     let mut tensors: Vec<TensorChoice> = Vec::new();
-    let mut data = kept;
     for (item, &pick) in items.iter().zip(&solution.picks) {
-        let packing = &item.packings[pick];
+        let packing = &item.packings.ways[pick];
         let types: Vec<GgmlType> = packing.picks.iter().map(|p| item.types[*p]).collect();
         let ty = *types.first().context("a tensor without matrices")?;
         let rows = item.tensor.n_rows() / types.len() as u64;
         let row = |ty: &GgmlType| ty.row_bytes(item.tensor.ne(0)).unwrap_or(0) * rows;
         let bytes = types.iter().map(row).sum();
-        data += bytes;
         let errors = analysis.errors.tensor(&item.tensor.name);
         let error = types
             .iter()
@@ -323,14 +346,17 @@ pub fn make_plan(
         choice.settle();
         tensors.push(choice);
     }
-    Ok(Plan {
+    let mut plan = Plan {
         budget_bytes,
-        file_bytes: fixed + solution.bytes,
-        bpw: data as f64 * 8.0 / n_weights as f64,
         objective: divergence,
-        bound: costs.joint(bound),
-        exact: solution.exact && !bounded,
+        bound: costs.joint(chosen.bound),
+        exact: chosen.exact,
         tensors,
         ..Plan::default()
-    })
+    };
+    let layout = layout_of(source, &plan, inputs.records)?;
+    let data: u64 = layout.tensors().iter().map(|t| t.n_bytes).sum();
+    plan.file_bytes = layout.file_size();
+    plan.bpw = data as f64 * 8.0 / n_weights as f64;
+    Ok(plan)
 }

@@ -19,6 +19,53 @@ pub enum Scenario {
     Robust,
 }
 
+impl Scenario {
+    /// Checks that plans for it can be made from what is known of these domains.
+    ///
+    /// # Errors
+    /// A workload names another domain or gives none a share, or robust plans have no domains to choose from.
+    pub fn check(&self, domains: &[&str]) -> Result<()> {
+        match self {
+            Scenario::Balanced => {}
+            Scenario::Workload(named) => drop(weights_of(domains, named)?),
+            Scenario::Robust => ensure!(
+                domains.len() > 1,
+                "the robust strategy needs text of several domains; analyse with --text LABEL=PATH for each"
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// The weight that a workload gives each domain; `None` for those that it does not name.
+fn weights_of(domains: &[&str], named: &[(String, f64)]) -> Result<Vec<Option<f64>>> {
+    let mut weights = vec![None; domains.len()];
+    for (name, w) in named {
+        let Some(at) = domains.iter().position(|d| d == name) else {
+            let known: Vec<&str> = domains.iter().copied().filter(|d| !d.is_empty()).collect();
+            bail!(
+                "--weight {name}: the analysis has no such domain; it has {}",
+                if known.is_empty() {
+                    "none; analyse with --text LABEL=PATH for each".to_owned()
+                } else {
+                    known.join(", ")
+                }
+            );
+        };
+        weights[at] = Some(*w);
+    }
+    ensure!(
+        weights.iter().flatten().sum::<f64>() > 0.0,
+        "the workload strategy needs --weight LABEL=SHARE for at least one domain"
+    );
+    Ok(weights)
+}
+
+fn names_of(analysis: &Analysis) -> Vec<&str> {
+    let domains = analysis.domains.iter();
+    domains.map(|d| d.name.as_str()).collect()
+}
+
 /// What plans do in each domain, measured.
 pub trait Fares {
     /// Mean KL divergence of each domain, in the order of [`Analysis::domains`], in nats a token.
@@ -96,8 +143,9 @@ const ROBUST_WIDTH: f64 = 0.05;
 ///
 /// Channels and what is fitted go by the workload's mix, as sharply as measures best ([`Plan::mix`], [`FIT_POWERS`]); in
 /// the measured robust plan by the domains that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
-/// Types that are measured were not chosen by the text that they are measured on, nor was anything fitted to it. The bound
-/// that serves best is then used again with all that is known, and the plan that is taken is fitted to all of the text.
+/// A workload's types that are measured were not chosen by where the text goes that they are measured on, nor were scales
+/// and routers fitted to it; what is known of channels and of effects by domain is of all text, and so are the types of robust
+/// plans. The bound that serves best is then used again with all that is known, and the plan that is taken is fitted to all of the text.
 ///
 /// Where the text of most of what a workload names mostly repeats itself, the plan keeps the balanced one's types, and channels
 /// and fit go by the mix no more sharply than its square root. On the shipped model that was chosen for sql: its calibration
@@ -118,6 +166,7 @@ pub fn plan_for(
     granularity: Granularity,
     measured: Option<Measured<'_>>,
 ) -> Result<Plan> {
+    scenario.check(&names_of(inputs.analysis))?;
     let maker = Maker {
         inputs,
         budget,
@@ -130,6 +179,10 @@ pub fn plan_for(
         }
         Scenario::Robust => maker.robust(measured.map(|m| m.fares)),
     }
+}
+
+fn worst(fares: &[f64]) -> f64 {
+    fares.iter().copied().fold(0.0, f64::max)
 }
 
 /// Makes plans of one size.
@@ -285,12 +338,7 @@ impl Maker<'_, '_> {
     }
 
     fn robust(&self, measured: Option<&mut dyn Fares>) -> Result<Plan> {
-        ensure!(
-            self.n_domains() > 1,
-            "the robust strategy needs text of several domains; analyse with --text LABEL=PATH for each"
-        );
         let expected = Domains::new(self.inputs);
-        let worst = |fares: &[f64]| fares.iter().copied().fold(0.0, f64::max);
         // The best of some rounds from `weights` on, its weights and itself, if domains fare by these factors worse than
         // is expected.
         let rounds =
@@ -422,23 +470,11 @@ struct Workload {
 
 impl Workload {
     fn new(analysis: &Analysis, named: &[(String, f64)]) -> Result<Self> {
-        let known: Vec<&str> = analysis.domains.iter().map(|d| d.name.as_str()).collect();
-        let mut weights = vec![None; known.len()];
-        for (name, w) in named {
-            let Some(at) = known.iter().position(|k| k == name) else {
-                bail!(
-                    "--weight {name}: the analysis has no such domain; it has {}",
-                    known.join(", ")
-                );
-            };
-            weights[at] = Some(*w);
-        }
+        let weights = weights_of(&names_of(analysis), named)?;
         let given: f64 = weights.iter().flatten().sum();
-        ensure!(
-            given > 0.0,
-            "the workload strategy needs --weight LABEL=SHARE for at least one domain"
-        );
-        let others: Vec<usize> = (0..known.len()).filter(|d| weights[*d].is_none()).collect();
+        let others: Vec<usize> = (0..weights.len())
+            .filter(|d| weights[*d].is_none())
+            .collect();
         let rest = (1.0 - given).max(0.0) / others.len().max(1) as f64;
         let total = given + rest * others.len() as f64;
         let mix = weights.iter().map(|w| w.unwrap_or(rest) / total).collect();
@@ -481,6 +517,23 @@ mod tests {
         let next = moved(multiplier, -0.05);
         assert!(next < multiplier && multiplier - next < 0.1);
         assert_eq!(moved(0.01, -1.0), 0.0);
+    }
+
+    #[test]
+    fn scenarios_need_domains() {
+        let workload = |name: &str| Scenario::Workload(vec![(name.to_owned(), 0.7)]);
+        assert!(Scenario::Balanced.check(&[]).is_ok());
+        assert!(workload("a").check(&["a", "b"]).is_ok());
+        assert!(Scenario::Robust.check(&["a", "b"]).is_ok());
+        let refused = |scenario: &Scenario, domains: &[&str]| {
+            let error = scenario.check(domains).unwrap_err();
+            error.to_string()
+        };
+        assert!(refused(&workload("c"), &["a", "b"]).contains("it has a, b"));
+        for none in [&[][..], &[""]] {
+            assert!(refused(&workload("c"), none).contains("it has none"));
+        }
+        assert!(refused(&Scenario::Robust, &["a"]).contains("several domains"));
     }
 
     #[test]

@@ -9,7 +9,8 @@ const RUN: usize = 256;
 /// Tokens that are less near are passed over: they are far from any tie.
 const LEAST_NEARNESS: f64 = 0.02;
 
-/// The difference between the logits of the last expert that is used and the first that is not.
+/// The difference between the logits of the last expert that is used and the first that is not. What else some
+/// architectures choose by, biases beside the router and groups of experts, is not looked at.
 pub(super) fn margin(logits: &[f32], n_used: usize) -> f64 {
     let mut sorted = logits.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));

@@ -26,7 +26,7 @@ impl<'a> RefitText<'a> {
     }
 
     /// As [`RefitText::for_plan`], but of a mix only the second half of the text by domain: on the first half the plan can
-    /// be measured.
+    /// be measured. A domain's only chunk is in both.
     ///
     /// # Errors
     /// As [`Plan::shares`].

@@ -14,14 +14,10 @@ pub(super) fn render(bars: &[AblationBar]) -> String {
         return String::new();
     }
     let ratio = |b: &AblationBar| b.kld / b.full_kld - 1.0;
-    let error = |b: &AblationBar| {
-        let e = b.kld_error / b.full_kld;
-        if e.is_finite() && e > 0.0 { e } else { 0.0 }
-    };
-    let ends = bars
-        .iter()
-        .filter(|b| ratio(b).is_finite())
-        .flat_map(|b| [ratio(b) - error(b), ratio(b) + error(b)]);
+    let drawn = || bars.iter().filter(|b| ratio(b).is_finite());
+    let ends = drawn()
+        .map(ratio)
+        .chain(drawn().flat_map(|b| interval(b).into_iter().flatten()));
     let axis = Axis::linear(ends.chain([0.0]), 0.03);
     let mut budgets: Vec<&str> = Vec::new();
     for b in bars {
@@ -44,26 +40,38 @@ pub(super) fn render(bars: &[AblationBar]) -> String {
             significant(full, 3)
         );
         for b in group() {
-            row(&mut body, b, ratio(b), error(b), &axis);
+            row(&mut body, b, ratio(b), &axis);
         }
         ticks(&mut body, &axis);
         body.push_str("</figure>\n");
     }
     body.push_str("</div>\n");
-    section(
-        "ablation",
-        "What each stage brings",
+    let mut how_to_read = String::from(
         "The change of the KL divergence when one stage is left out, at the same size: a bar to the right means \
-         that the result is worse without the stage. Whiskers are one standard error.",
-        &body,
-    )
+         that the result is worse without the stage. The small figures are the divergence and its standard error.",
+    );
+    if bars.iter().any(|b| interval(b).is_some()) {
+        how_to_read.push_str(
+            " Whiskers are 95 % intervals of the change, from resampling the chunks of the text that both were measured on.",
+        );
+    }
+    section("ablation", "What each stage brings", &how_to_read, &body)
 }
 
-fn row(s: &mut String, b: &AblationBar, ratio: f64, error: f64, axis: &Axis) {
+/// The interval of the change, if it can be drawn.
+fn interval(b: &AblationBar) -> Option<[f64; 2]> {
+    b.interval
+        .filter(|[low, high]| low.is_finite() && high.is_finite() && low <= high)
+}
+
+fn row(s: &mut String, b: &AblationBar, ratio: f64, axis: &Axis) {
+    let range = interval(b).map_or(String::new(), |[low, high]| {
+        format!(", 95 % interval {} to {}", change(low), change(high))
+    });
     let _ = write!(
         s,
         "<div class=\"bar-row\"><span>without {}</span><span class=\"value\">{} <small>{}</small></span>\
-         <svg class=\"plot\" width=\"100%\" height=\"16\" role=\"img\"><title>{}</title><desc>Bar from no change to the change of the KL divergence</desc>",
+         <svg class=\"plot\" width=\"100%\" height=\"16\" role=\"img\"><title>{}{range}</title><desc>Bar from no change to the change of the KL divergence</desc>",
         escape(&b.stage),
         change(ratio),
         with_error(b.kld, b.kld_error),
@@ -78,13 +86,8 @@ fn row(s: &mut String, b: &AblationBar, ratio: f64, error: f64, axis: &Axis) {
             svg::per_cent(zero.min(end)),
             svg::per_cent((end - zero).abs())
         );
-        if error > 0.0 {
-            svg::line(
-                s,
-                "whisker",
-                (axis.at(ratio - error), 8.0),
-                (axis.at(ratio + error), 8.0),
-            );
+        if let Some([low, high]) = interval(b) {
+            svg::line(s, "whisker", (axis.at(low), 8.0), (axis.at(high), 8.0));
         }
         svg::line(s, "zero-line", (zero, 0.0), (zero, 16.0));
     }
@@ -112,4 +115,48 @@ fn ticks(s: &mut String, axis: &Axis) {
         );
     }
     s.push_str("</svg>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bar(interval: Option<[f64; 2]>) -> AblationBar {
+        AblationBar {
+            stage: "mapping".into(),
+            budget: "Q3_K_M".into(),
+            kld: 0.012,
+            kld_error: 0.004,
+            full_kld: 0.01,
+            interval,
+        }
+    }
+
+    #[test]
+    fn whiskers_are_the_interval_of_the_change() {
+        let page = render(&[bar(Some([0.1, 0.3]))]);
+        assert!(
+            page.contains("+20 %, 95 % interval +10 % to +30 %"),
+            "{page}"
+        );
+        assert!(page.contains("Whiskers are 95 % intervals"));
+        let axis = Axis::linear([0.0, 0.1, 0.2, 0.3], 0.03);
+        let ends = [0.1, 0.3].map(|v| svg::per_cent(axis.at(v)));
+        let line = format!(
+            "class=\"whisker\" x1=\"{}\" y1=\"8.0\" x2=\"{}\"",
+            ends[0], ends[1]
+        );
+        assert!(page.contains(&line), "{line} {page}");
+    }
+
+    #[test]
+    fn without_an_interval_there_is_no_whisker() {
+        for interval in [None, Some([f64::NAN, 0.3]), Some([0.3, 0.1])] {
+            let page = render(&[bar(interval)]);
+            assert!(
+                !page.contains("hisker") && !page.contains("interval"),
+                "{page}"
+            );
+        }
+    }
 }

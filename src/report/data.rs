@@ -194,6 +194,12 @@ pub struct ExpertGrid {
     /// Rise of the model's KL divergence when the expert is quantized to the reference type, nats per token.
     #[serde(deserialize_with = "optional_grid")]
     pub sensitivity: Option<Grid>,
+    /// The reference type, such as `q3_K`; empty when unknown.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sensitivity_type: String,
+    /// What of the expert is quantized to it, such as `expert down`; empty when unknown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sensitivity_roles: Vec<String>,
     /// Bits per weight that the plan gives the expert's tensors.
     #[serde(deserialize_with = "optional_grid")]
     pub bits: Option<Grid>,
@@ -265,6 +271,12 @@ pub struct AblationBar {
     /// KL divergence with every stage at the same budget.
     #[serde(deserialize_with = "number")]
     pub full_kld: f64,
+    /// 95 % confidence interval of `kld / full_kld - 1`, both measured on the same text.
+    #[serde(
+        deserialize_with = "optional_pair",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub interval: Option<[f64; 2]>,
 }
 
 /// The plan's choice for a tensor.

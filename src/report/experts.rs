@@ -64,7 +64,8 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
             }
         );
         let html = format!(
-            "<p>{what}</p>\n{}<div class=\"legends\">{}{}</div>\n",
+            "<p>{}</p>\n{}<div class=\"legends\">{}{}</div>\n",
+            escape(what),
             draw(id, &format!("{label} of experts by layer"), &desc, &cells),
             scale.legend(show),
             special(grid, labels.len(), cols, zero)
@@ -100,7 +101,10 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
             "Sensitivity",
             grid,
             Spread::Log,
-            "How much the model's output suffers when the expert is quantized, in nats per token; the colours are logarithmic.",
+            &format!(
+                "How much the model's output suffers when the expert is quantized{}, in nats per token; the colours are logarithmic.",
+                reference(g)
+            ),
             "zero",
             &|v| significant(v, 2),
         );
@@ -122,6 +126,20 @@ pub(super) fn render(g: &ExpertGrid, model: &ModelInfo) -> String {
          Point at a cell for its figures.",
         &body,
     )
+}
+
+/// What [`ExpertGrid::sensitivity`] was measured in, as far as it is known.
+fn reference(g: &ExpertGrid) -> String {
+    if g.sensitivity_type.is_empty() {
+        return String::new();
+    }
+    let roles = g.sensitivity_roles.join(", ");
+    let roles = if roles.is_empty() {
+        roles
+    } else {
+        format!(" ({roles})")
+    };
+    format!(" to {}{roles}", g.sensitivity_type)
 }
 
 /// The longest row that is there: a stated number of experts is not to be trusted with memory.

@@ -12,6 +12,7 @@ use llama_cpp_sys_2 as sys;
 use super::log;
 use super::model::c_path;
 use crate::gguf::GgmlType;
+use crate::output::AtomicFile;
 
 /// A preset of llama-quantize, `Q4_K_M` say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ fn parse_dry_run_line(line: &str) -> Option<(&str, GgmlType)> {
 
 /// Writes `target` with libllama's own quantize function: what llama-quantize would write. `overrides` are
 /// pairs of a tensor-name pattern and a type, as llama-quantize's `--tensor-type`; `pure` gives every tensor
-/// the preset's base type.
+/// the preset's base type. It gets its name when it is complete.
 ///
 /// # Errors
 /// llama.cpp refuses the file, the preset or the importance data, or cannot write.
@@ -179,9 +180,10 @@ pub fn write_preset(
 ) -> Result<()> {
     super::init();
     log::explain();
+    let file = AtomicFile::create(target)?;
     let status = quantize(
         source,
-        Some(target),
+        Some(file.path()?),
         preset,
         n_threads,
         false,
@@ -195,7 +197,7 @@ pub fn write_preset(
         source.display(),
         log::explain()
     );
-    Ok(())
+    file.commit()
 }
 
 #[allow(clippy::too_many_arguments)]
