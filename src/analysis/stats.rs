@@ -10,6 +10,7 @@ use super::distribution::Distributions;
 use super::error::ErrorTable;
 use super::novelty::new_share;
 use super::sensitivity::{JointProbe, Probe};
+use crate::model::Role;
 
 /// Where an analysis comes from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -482,7 +483,8 @@ impl Analysis {
         if stats.n_mat() < 2 || stats.counts.len() < 2 {
             return Vec::new();
         }
-        let layer = crate::model::layer_of(tensor);
+        // Heads may be as many as experts.
+        let layer = crate::model::layer_of(tensor).filter(|_| Role::of_name(tensor).is_expert());
         let router = layer
             .and_then(|l| self.routers.get(&l))
             .filter(|r| r.counts.len() == stats.n_mat());

@@ -79,8 +79,7 @@ impl Corpus {
         }
     }
 
-    /// Reads files, and of folders and their subfolders the files that are text or source code by their ending
-    /// ([`TEXT_ENDINGS`]), in the order of their paths. Hidden files and folders are passed over, and links to folders.
+    /// Reads files, and of folders and their subfolders the files that are text or source code by their ending, in the order of their paths. Hidden files and folders are passed over, and links to folders.
     ///
     /// # Errors
     /// A path cannot be read, is not UTF-8, or a directory holds no text.
@@ -93,9 +92,8 @@ impl Corpus {
                 let files = texts_in(path)?;
                 ensure!(
                     !files.is_empty(),
-                    "{}: the folder holds no text; files are told by their endings, {}; others can be named singly",
-                    path.display(),
-                    TEXT_ENDINGS.join(" ")
+                    "{}: the folder holds no .txt, .md or other file of text or source code by its ending; name others singly",
+                    path.display()
                 );
                 for file in &files {
                     corpus.push_file(file, label)?;
@@ -153,7 +151,7 @@ impl Corpus {
 }
 
 /// Endings of files that are read where their folder is named.
-pub const TEXT_ENDINGS: &[&str] = &[
+const TEXT_ENDINGS: &[&str] = &[
     "txt", "md", "raw", "text", "rst", "tex", "org", "adoc", "c", "h", "cc", "cpp", "cxx", "hh",
     "hpp", "cs", "cu", "go", "hs", "java", "jl", "js", "jsx", "kt", "lua", "m", "ml", "php", "pl",
     "pm", "py", "r", "rb", "rs", "scala", "sh", "sql", "swift", "ts", "tsx", "zig",
@@ -250,6 +248,6 @@ mod tests {
         assert_eq!(none.unwrap().documents, [".git/d.txt"]);
         fs::remove_file(dir.path().join("src/deep/b.rs")).unwrap();
         let error = read(&dir.path().join("src/deep")).unwrap_err().to_string();
-        assert!(error.contains("holds no text"), "{error}");
+        assert!(error.contains("holds no .txt"), "{error}");
     }
 }

@@ -735,7 +735,7 @@ pub(super) fn describe_plan(plan: &Plan) -> String {
                 "the smallest possible by these measurements".to_owned()
             } else {
                 format!(
-                    "at most {:.3} % above the smallest possible",
+                    "the smallest possible is at most {:.3} % less",
                     plan.gap() * 100.0
                 )
             }
