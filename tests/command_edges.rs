@@ -54,6 +54,15 @@ impl Place {
         moqa_ok(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// What is said beside the result.
+    fn notes(&self, line: &str) -> String {
+        let args = self.args(line);
+        let out = moqa(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{line}: {told}");
+        told
+    }
+
     fn json(&self, line: &str) -> Json {
         serde_json::from_str(&self.ok(&format!("{line} --json -q"))).unwrap()
     }
@@ -150,9 +159,10 @@ fn effects_keep_to_their_domains() {
     assert!(three.probes.iter().all(|p| p.by_domain[2] == p.kld));
     assert!(!three.checks.covers(3) && three.checks.covers(2));
     for strategy in ["--weight c=0.7", "--strategy robust"] {
-        place.ok(&format!(
-            "plan @m.gguf --analysis @three.moqa --bpw 9 --dry-run {strategy} -q"
-        ));
+        let plan = format!("plan @m.gguf --analysis @three.moqa --bpw 9 --dry-run {strategy}");
+        assert!(place.notes(&plan).contains("are not measured"), "{plan}");
+        let plan = format!("{plan} --no-measure");
+        assert!(!place.notes(&plan).contains("are not measured"), "{plan}");
     }
 }
 

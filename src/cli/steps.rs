@@ -604,11 +604,17 @@ pub(super) fn plan(
     if let Scenario::Workload(named) = &scenario {
         note_repetition(analysis, named, &progress);
     }
-    let measures = !strategy.no_measure
-        && scenario != Scenario::Balanced
+    let wanted = !strategy.no_measure && scenario != Scenario::Balanced;
+    let measures = wanted
         && !analysis.domains.is_empty()
         && analysis.checks.covers(analysis.domains.len())
         && analysis.origin.model_digest == source.digest;
+    if wanted && !measures {
+        progress.note(
+            "note: plans go by what is expected and are not measured: the analysis has no text of some domains, or is of \
+             another model; analyze with text of all domains at once",
+        );
+    }
     let mut plan = if measures {
         progress.note("plans are measured on the model (--no-measure goes by what is expected)");
         let model = load(&source.gguf, &ModelOptions::default())?;
