@@ -2,10 +2,12 @@
 //! statistics of several sources go together.
 
 mod common;
+#[path = "watch/mod.rs"]
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{lab_model, moqa, moqa_ok, s, science_text};
@@ -15,6 +17,7 @@ use moqa::gguf::{Gguf, Value};
 use moqa::progress::Progress;
 use serde_json::Value as Json;
 use tempfile::TempDir;
+use watch::TINY;
 
 /// A folder with a small model, an analysis of it, and texts of two domains.
 struct Place {
@@ -26,9 +29,7 @@ impl Place {
         let place = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        let oracle = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/oracle/qwen3_moe/reference-bf16.gguf");
-        fs::copy(oracle, place.at("m.gguf")).unwrap();
+        fs::copy(TINY, place.at("m.gguf")).unwrap();
         for (name, from) in [("a", "science"), ("b", "fiction"), ("c", "news")] {
             let text = fs::read(science_text().with_file_name(format!("{from}.txt"))).unwrap();
             fs::write(place.at(&format!("{name}.txt")), &text[..8000]).unwrap();
@@ -202,6 +203,18 @@ fn what_is_read_is_not_overwritten() {
     ] {
         place.fails(line, 1, "another file that is read");
         assert!(read() == before, "{line}");
+    }
+    // What a folder within a folder holds is read too; a page beside texts is not, and may be written again.
+    fs::create_dir_all(place.at("texts/deep")).unwrap();
+    fs::copy(place.at("a.txt"), place.at("texts/deep/a.txt")).unwrap();
+    let eval = "eval @m.gguf --text @texts --ctx 64 --chunks 1 --save-logits";
+    place.fails(
+        &format!("{eval} @texts/deep/a.txt"),
+        1,
+        "another file that is read",
+    );
+    for _ in 0..2 {
+        place.ok(&format!("{eval} @texts/saved.kld -q"));
     }
     // An analysis and a plan may be written again.
     place.ok("analyze @m.gguf --analysis @m.moqa --text @b.txt --sensitivity 0 -o @m.moqa -q");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::calibration;
 use crate::runtime::Vocab;
@@ -60,6 +60,29 @@ impl std::str::FromStr for TextPath {
     }
 }
 
+impl TextPath {
+    /// The file, or of a folder and its subfolders the files that are text or source code by their ending, in the order of
+    /// their paths. Hidden files and folders are passed over, and links to folders.
+    ///
+    /// # Errors
+    /// The path cannot be read, or is a folder without text.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let shown = self.path.display();
+        let meta =
+            fs::metadata(&self.path).with_context(|| format!("{shown}: cannot read this text"))?;
+        if meta.is_file() {
+            return Ok(vec![self.path.clone()]);
+        }
+        ensure!(meta.is_dir(), "{shown}: neither a file nor a folder");
+        let files = texts_in(&self.path)?;
+        ensure!(
+            !files.is_empty(),
+            "{shown}: the folder holds no .txt, .md or other file of text or source code by its ending; name others singly"
+        );
+        Ok(files)
+    }
+}
+
 impl Corpus {
     /// The calibration text built into the program.
     pub fn built_in() -> Self {
@@ -79,29 +102,15 @@ impl Corpus {
         }
     }
 
-    /// Reads files, and of folders and their subfolders the files that are text or source code by their ending, in the order of their paths. Hidden files and folders are passed over, and links to folders.
+    /// Reads the files of paths ([`TextPath::files`]), one after another.
     ///
     /// # Errors
     /// A path cannot be read, is not UTF-8, or a directory holds no text.
     pub fn read(paths: &[TextPath]) -> Result<Self> {
         let mut corpus = Self::default();
-        for TextPath { label, path } in paths {
-            let meta = fs::metadata(path)
-                .with_context(|| format!("{}: cannot read this text", path.display()))?;
-            if meta.is_dir() {
-                let files = texts_in(path)?;
-                ensure!(
-                    !files.is_empty(),
-                    "{}: the folder holds no .txt, .md or other file of text or source code by its ending; name others singly",
-                    path.display()
-                );
-                for file in &files {
-                    corpus.push_file(file, label)?;
-                }
-            } else if meta.is_file() {
-                corpus.push_file(path, label)?;
-            } else {
-                bail!("{}: neither a file nor a folder", path.display());
+        for path in paths {
+            for file in path.files()? {
+                corpus.push_file(&file, &path.label)?;
             }
         }
         Ok(corpus)

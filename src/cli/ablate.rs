@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::report::{REPORT_VERSION, describe_model, short_name};
 use super::{
     AgainstArgs, BudgetArgs, DataArgs, FolderArgs, Global, StrategyArgs, StrategyName, demand,
-    steps,
+    each_once, files_of, steps,
 };
 use crate::analysis::{Analysis, Corpus, Stage, Stages, Unreached, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, Reference, evaluate};
-use crate::output::{Scratch, check_writable, refuse_overwriting, write_file};
+use crate::output::{Scratch, check_writable, write_file};
 use crate::refit;
 use crate::report::{AblationBar, ReportData, render};
 use crate::runtime::ModelOptions;
@@ -77,10 +77,8 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
     let progress = global.progress();
     let source = steps::open(&args.model, &args.folder, global)?;
     if let Some(path) = &args.html {
-        let given = args.data.paths().chain(args.against.paths());
-        let read: Vec<PathBuf> = given.flat_map(files).collect();
-        let read = read.iter().map(PathBuf::as_path);
-        refuse_overwriting(path, source.gguf.paths().into_iter().chain(read))?;
+        let texts = files_of(&args.against.eval_text)?;
+        source.refuse_overwriting(path, args.data.files()?.iter().chain(&texts))?;
         check_writable(path)?;
     }
     let text = Corpus::read(&args.against.eval_text)?.concatenated();
@@ -138,11 +136,7 @@ pub(super) fn run(args: AblateArgs, global: &Global) -> Result<()> {
             let plan = steps::plan(&source, analysis, &budget, &strategy, &data, global)?;
             let importance = plan.importance(analysis, Unreached::default())?;
             let report = {
-                let what = refit::RefitOptions {
-                    scales: !data.no_refit && data.stages().has(Stage::Mapping),
-                    routers: !data.no_refit && data.stages().has(Stage::Correlation),
-                    n_threads: global.n_threads(),
-                };
+                let what = steps::refit_options(&data, global);
                 let text = refit::RefitText::for_plan(analysis, &plan)?;
                 let _exchanged = refitter.fit(&plan, &importance, &text, what)?;
                 let mut reference = LogitsReader::open(logits.path())?;
@@ -203,21 +197,7 @@ fn labels_to_measure(data: &DataArgs) -> Option<Vec<String>> {
     } else {
         data.text.iter().map(|t| t.label.clone()).collect()
     };
-    let mut labels: Vec<String> = Vec::new();
-    for label in all {
-        if !labels.contains(&label) {
-            labels.push(label);
-        }
-    }
-    Some(labels)
-}
-
-/// A file, or what a folder holds.
-pub(super) fn files(path: &Path) -> Vec<PathBuf> {
-    match std::fs::read_dir(path) {
-        Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
-        Err(_) => vec![path.to_owned()],
-    }
+    Some(each_once(all))
 }
 
 /// The strategy with all text counting alike.

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{DataArgs, FolderArgs, Global, steps, summary};
 use crate::analysis;
-use crate::output::{check_writable, refuse_overwriting};
+use crate::output::check_writable;
 
 /// Measure which experts and channels the data reaches, and what quantizing each tensor does
 #[derive(Args)]
@@ -28,11 +28,12 @@ pub(super) struct AnalyzeArgs {
 pub(super) fn run(args: AnalyzeArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model, &args.folder, global)?;
     // Whether they can be written is better known before the work than after.
+    let read = args.data.files()?;
     for path in std::iter::once(&args.output).chain(&args.export_imatrix) {
         // An analysis may be written again with more in it.
         let again = args.data.analysis.as_ref().filter(|_| *path == args.output);
-        let read = args.data.paths().filter(|p| again.is_none_or(|a| a != *p));
-        refuse_overwriting(path, source.gguf.paths().into_iter().chain(read))?;
+        let others = read.iter().filter(|p| again.is_none_or(|a| a != *p));
+        source.refuse_overwriting(path, others)?;
         check_writable(path)?;
     }
     let analysis = steps::analysis(&source, &args.data, true, global)?;

@@ -5,16 +5,15 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 
-use super::ablate::files;
 use super::report::{REPORT_VERSION, describe_analysis, describe_model, short_name};
 use super::zero_shot::{self, TaskArgs, TaskSet};
-use super::{AgainstArgs, BudgetArgs, DataArgs, Global, StrategyArgs, speed, steps};
+use super::{AgainstArgs, BudgetArgs, DataArgs, Global, StrategyArgs, files_of, speed, steps};
 use crate::analysis::{Analysis, Corpus, Importance, Unreached, chunk_tokens};
 use crate::encode::{EncodeOptions, encode_mixed, output_metadata, simulate};
 use crate::evaluate::{EvalOptions, EvalReport, LogitsReader, Reference, evaluate};
 use crate::gguf::GgmlType;
 use crate::mixed::Mixture;
-use crate::output::{Scratch, check_writable, refuse_overwriting, write_file};
+use crate::output::{Scratch, check_writable, write_file};
 use crate::plan::{Granularity, Plan};
 use crate::report::{CurvePoint, PointKind, ReportData, render};
 use crate::runtime::{Model, ModelOptions, Preset, write_preset};
@@ -100,11 +99,11 @@ pub(super) fn run(args: CompareArgs, global: &Global) -> Result<()> {
             .flat_map(move |p| kinds.map(|kind| file_name(kind, *p)));
         each.map(|name| folder.join(name))
     });
+    let mut read = args.data.files()?;
+    read.extend(files_of(&args.against.eval_text)?);
+    read.extend(args.tasks.path().cloned());
     for path in args.html.iter().cloned().chain(kept) {
-        let given = args.data.paths().chain(args.against.paths());
-        let read: Vec<PathBuf> = given.chain(args.tasks.path()).flat_map(files).collect();
-        let read = read.iter().map(PathBuf::as_path);
-        refuse_overwriting(&path, source.gguf.paths().into_iter().chain(read))?;
+        source.refuse_overwriting(&path, &read)?;
     }
     if let Some(path) = &args.html {
         check_writable(path)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::{Global, steps};
+use super::{Global, files_of, steps};
 use crate::analysis::{Corpus, TextPath, begin_chunks, chunk_tokens};
 use crate::evaluate::{EvalOptions, LogitsReader, LogitsWriter, Reference, evaluate};
 use crate::output::{check_writable, refuse_overwriting};
@@ -61,8 +61,8 @@ pub(super) fn run(args: EvalArgs, global: &Global) -> Result<()> {
     let progress = global.progress();
     if let Some(path) = &args.save_logits {
         let models = std::iter::once(&args.model).chain(&args.against);
-        let texts = args.text.iter().map(|t| t.path.as_path());
-        refuse_overwriting(path, models.map(PathBuf::as_path).chain(texts))?;
+        let texts = files_of(&args.text)?;
+        refuse_overwriting(path, models.chain(&texts).map(PathBuf::as_path))?;
         check_writable(path)?;
     }
     let model = load(&args.model, global)?;

@@ -20,7 +20,7 @@ mod unpack;
 mod zero_shot;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -234,23 +234,27 @@ fn parse_weight(text: &str) -> Result<(String, f64), String> {
 }
 
 impl AgainstArgs {
-    /// The files and folders of the text.
-    fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.eval_text.iter().map(|t| t.path.as_path())
-    }
-
     /// The presets, each once.
     fn presets(&self) -> Vec<Preset> {
-        let mut presets = self.budgets.clone();
-        let mut seen = Vec::new();
-        presets.retain(|p| {
-            !seen.contains(p) && {
-                seen.push(*p);
-                true
-            }
-        });
-        presets
+        each_once(self.budgets.iter().copied())
     }
+}
+
+/// The values without those that were there before.
+fn each_once<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<T> {
+    let mut once = Vec::new();
+    for value in values {
+        if !once.contains(&value) {
+            once.push(value);
+        }
+    }
+    once
+}
+
+/// The files of texts.
+fn files_of(texts: &[TextPath]) -> Result<Vec<PathBuf>> {
+    let files: Vec<Vec<PathBuf>> = texts.iter().map(TextPath::files).collect::<Result<_>>()?;
+    Ok(files.concat())
 }
 
 impl StrategyArgs {
@@ -369,12 +373,10 @@ impl DataArgs {
         Stages::without(&self.without)
     }
 
-    /// The files and folders that they name.
-    fn paths(&self) -> impl Iterator<Item = &Path> {
-        let files = self.analysis.iter().chain(&self.imatrix);
-        files
-            .map(PathBuf::as_path)
-            .chain(self.text.iter().map(|t| t.path.as_path()))
+    /// The files that are read.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let files = self.analysis.iter().chain(&self.imatrix).cloned();
+        Ok(files.chain(files_of(&self.text)?).collect())
     }
 }
 

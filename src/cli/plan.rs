@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, NO_BUDGET, StrategyArgs, demand, steps};
-use crate::output::{check_writable, refuse_overwriting, write_file};
+use crate::output::{check_writable, write_file};
 use crate::plan::Granularity;
 
 /// Choose a type for every tensor under a size budget
@@ -46,9 +46,9 @@ pub(super) fn run(args: PlanArgs, global: &Global) -> Result<()> {
         "llama-quantize cannot give experts types of their own; --tensor-type-file goes with uniform-experts",
     )?;
     let source = steps::open(&args.model, &args.folder, global)?;
+    let read = args.data.files()?;
     for path in args.output.iter().chain(&args.tensor_type_file) {
-        let read = source.gguf.paths().into_iter().chain(args.data.paths());
-        refuse_overwriting(path, read)?;
+        source.refuse_overwriting(path, &read)?;
         if !args.dry_run {
             check_writable(path)?;
         }

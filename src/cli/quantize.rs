@@ -5,13 +5,12 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::report::note_other_model;
 use super::{BudgetArgs, DataArgs, FolderArgs, Global, NO_BUDGET, StrategyArgs, demand, steps};
 use crate::analysis::{self, Analysis, Unreached};
 use crate::encode::{EncodeOptions, EncodeReport, encode_mixed, output_metadata};
 use crate::gguf::GgmlType;
 use crate::mixed::{Mixture, guard_metadata};
-use crate::output::{check_writable, refuse_overwriting, write_file};
+use crate::output::{check_writable, write_file};
 use crate::plan::Plan;
 
 /// Analyse, plan and write a smaller model
@@ -72,6 +71,8 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
     )?;
     args.strategy.check()?;
     let source = steps::open(&args.model, &args.folder, global)?;
+    let mut read = args.data.files()?;
+    read.extend(args.plan.clone());
     let outputs = [
         (Some(&args.output), None),
         // What was read may be written again with more in it.
@@ -79,17 +80,17 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         (args.save_plan.as_ref(), args.plan.as_ref()),
     ];
     for (path, of_its_kind) in outputs.into_iter().filter_map(|(p, kind)| Some((p?, kind))) {
-        let given = args
-            .data
-            .paths()
-            .chain(args.plan.as_deref())
+        let others = read
+            .iter()
             .filter(|p| of_its_kind.is_none_or(|kind| kind != *p));
-        refuse_overwriting(path, source.gguf.paths().into_iter().chain(given))?;
+        source.refuse_overwriting(path, others)?;
         // Whether it can be written is better known before the work than after.
         check_writable(path)?;
     }
 
-    let given = args.plan.as_deref().map(Plan::read).transpose()?;
+    let given = args.plan.as_deref();
+    let given = given.map(|path| steps::load_plan(path, &source, &global.progress()));
+    let given = given.transpose()?;
     let mut analysis = if args.no_analysis {
         Analysis::default()
     } else {
@@ -101,11 +102,7 @@ pub(super) fn run(args: QuantizeArgs, global: &Global) -> Result<()> {
         analysis::save(path, &analysis)?;
     }
     let plan = match given {
-        Some(mut plan) => {
-            plan.fit_to_model(&source.gguf)?;
-            note_other_model(&plan, &source, global);
-            plan
-        }
+        Some(plan) => plan,
         None => steps::plan(
             &source,
             &mut analysis,

@@ -8,7 +8,7 @@ use super::{FolderArgs, Global, steps};
 use crate::analysis::{self, Analysis, RouterStats};
 use crate::gguf::{GgmlType, TensorInfo};
 use crate::model::{Role, TensorView};
-use crate::output::{refuse_overwriting, write_file};
+use crate::output::write_file;
 use crate::plan::{CostModel, Plan, TensorChoice};
 use crate::report::{
     Coactivation, DomainShift, ExpertGrid, Grid, ModelInfo, PairMeasure, ReportData, TensorRow,
@@ -41,19 +41,12 @@ pub(super) struct ReportArgs {
 
 pub(super) fn run(args: ReportArgs, global: &Global) -> Result<()> {
     let source = steps::open(&args.model, &args.folder, global)?;
-    let read = args.plan.iter().chain([&args.analysis]);
-    let read = read.map(PathBuf::as_path).chain(source.gguf.paths());
-    refuse_overwriting(&args.output, read)?;
-    let analysis = load_analysis(&args.analysis, &source, global)?;
-    let plan = match &args.plan {
-        Some(path) => {
-            let mut plan = Plan::read(path)?;
-            plan.fit_to_model(&source.gguf)?;
-            note_other_model(&plan, &source, global);
-            Some(plan)
-        }
-        None => None,
-    };
+    source.refuse_overwriting(&args.output, args.plan.iter().chain([&args.analysis]))?;
+    let progress = global.progress();
+    let analysis = steps::load_analysis(&args.analysis, &source, &progress)?;
+    let plan = args.plan.as_deref();
+    let plan = plan.map(|path| steps::load_plan(path, &source, &progress));
+    let plan = plan.transpose()?;
     let data = ReportData {
         title: format!("What moqa found in {}", short_name(&args.model)),
         model: describe_model(&source),
@@ -62,24 +55,6 @@ pub(super) fn run(args: ReportArgs, global: &Global) -> Result<()> {
     };
     write_file(&args.output, render(&data).as_bytes())?;
     global.print(&data, || format!("wrote {}\n", args.output.display()))
-}
-
-/// Reads an analysis, and says what of it is not of the model.
-fn load_analysis(path: &Path, source: &steps::Source, global: &Global) -> Result<Analysis> {
-    let progress = global.progress();
-    let mut analysis = analysis::load(path)?;
-    steps::note_other_model(&analysis, path, source, &progress);
-    steps::fit_to_model(&mut analysis, path, &source.gguf, &progress)?;
-    Ok(analysis)
-}
-
-/// Says so if a plan was made for another model.
-pub(super) fn note_other_model(plan: &Plan, source: &steps::Source, global: &Global) {
-    if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
-        global
-            .progress()
-            .note("warning: the plan was made for another model; its types are used as they are");
-    }
 }
 
 /// A model's name in a heading: its file's or folder's, without what leads there.
@@ -175,9 +150,6 @@ struct Sensitivity {
     rows: Grid,
 }
 
-/// Bits that types have where they are mostly wanted.
-const USUAL_BPW: f64 = 3.5;
-
 impl Sensitivity {
     /// In the type in which most projections of experts were measured, of several the one of the most usual size. An
     /// expert's effect is taken to be its share of its tensors' effects.
@@ -197,7 +169,7 @@ impl Sensitivity {
                 by_type.entry(probe.ty).or_default().push(effects);
             }
         }
-        let unusual = |ty: &GgmlType| (ty.bpw() - USUAL_BPW).abs();
+        let unusual = |ty: &GgmlType| (ty.bpw() - steps::USUAL_BPW).abs();
         let (ty, effects) = by_type.into_iter().max_by(|a, b| {
             let by_number = a.1.len().cmp(&b.1.len());
             by_number.then(unusual(&b.0).total_cmp(&unusual(&a.0)))

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 
-use super::report::note_other_model;
 use super::{DataArgs, FolderArgs, Global, WrongArguments, steps};
 use crate::analysis::Unreached;
 use crate::encode::{EncodeOptions, output_metadata, simulate};
 use crate::gguf::GgmlType;
-use crate::output::{check_writable, refuse_overwriting};
-use crate::plan::Plan;
+use crate::output::check_writable;
 
 /// Write what a plan makes of a model as a float GGUF, to measure it without the plugin
 ///
@@ -46,12 +44,9 @@ pub(super) fn run(args: SimulateArgs, global: &Global) -> Result<()> {
         ))),
     };
     let source = steps::open(&args.model, &args.folder, global)?;
-    let read = args.data.paths().chain([args.plan.as_path()]);
-    refuse_overwriting(&args.output, source.gguf.paths().into_iter().chain(read))?;
+    source.refuse_overwriting(&args.output, args.data.files()?.iter().chain([&args.plan]))?;
     check_writable(&args.output)?;
-    let mut plan = Plan::read(&args.plan)?;
-    plan.fit_to_model(&source.gguf)?;
-    note_other_model(&plan, &source, global);
+    let plan = steps::load_plan(&args.plan, &source, &global.progress())?;
     ensure!(
         !plan.tensors.is_empty(),
         "{}: the plan names no tensor",

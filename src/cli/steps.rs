@@ -1,7 +1,7 @@
 //! Steps that several commands share.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -16,6 +16,7 @@ use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::hf;
 use crate::mixed;
 use crate::model::{self, ModelView};
+use crate::output::refuse_overwriting;
 use crate::plan::{Candidates, Measured, Plan, PlanInputs, Scenario, plan_bytes, plan_for};
 use crate::progress::Progress;
 use crate::refit::{Judged, MeasuredFares, RefitOptions, RefitText, Refitter};
@@ -33,6 +34,19 @@ pub(super) struct Source {
     pub gguf: Gguf,
     pub view: ModelView,
     pub digest: String,
+}
+
+impl Source {
+    /// Refuses a target that is the model itself, or another of the files that are read.
+    pub(super) fn refuse_overwriting<'a>(
+        &'a self,
+        target: &Path,
+        read: impl IntoIterator<Item = &'a PathBuf>,
+    ) -> Result<()> {
+        let read = read.into_iter().map(PathBuf::as_path);
+        let model = self.gguf.paths().into_iter();
+        refuse_overwriting(target, model.chain(read))
+    }
 }
 
 /// Opens and understands a model: a GGUF file, or a Hugging Face folder, whose tensors are then made when they
@@ -88,9 +102,7 @@ pub(super) fn analysis(
     let progress = global.progress();
     let mut analysis = Analysis::default();
     if let Some(path) = &args.analysis {
-        analysis = analysis::load(path)?;
-        note_other_model(&analysis, path, source, &progress);
-        fit_to_model(&mut analysis, path, &source.gguf, &progress)?;
+        analysis = load_analysis(path, source, &progress)?;
     }
     for path in &args.imatrix {
         add_imatrix(&mut analysis, path, &source.gguf, &progress)?;
@@ -131,13 +143,9 @@ pub(super) fn analysis(
     Ok(analysis)
 }
 
-/// Says so if an analysis was made for another model.
-pub(super) fn note_other_model(
-    analysis: &Analysis,
-    path: &Path,
-    source: &Source,
-    progress: &Progress,
-) {
+/// Reads an analysis, and says what of it is not of the model.
+pub(super) fn load_analysis(path: &Path, source: &Source, progress: &Progress) -> Result<Analysis> {
+    let mut analysis = analysis::load(path)?;
     if !analysis.origin.model_digest.is_empty() && analysis.origin.model_digest != source.digest {
         progress.note(format!(
             "warning: {} was made for another model than {}",
@@ -145,15 +153,23 @@ pub(super) fn note_other_model(
             source.gguf.paths()[0].display()
         ));
     }
+    fit_to_model(&mut analysis, path, &source.gguf, progress)?;
+    Ok(analysis)
+}
+
+/// Reads a plan for the model, and says so if it was made for another.
+pub(super) fn load_plan(path: &Path, source: &Source, progress: &Progress) -> Result<Plan> {
+    let mut plan = Plan::read(path)?;
+    plan.fit_to_model(&source.gguf)?;
+    if !plan.model_digest.is_empty() && plan.model_digest != source.digest {
+        progress
+            .note("warning: the plan was made for another model; its types are used as they are");
+    }
+    Ok(plan)
 }
 
 /// Checks statistics of a file against the model, and says what is left out.
-pub(super) fn fit_to_model(
-    read: &mut Analysis,
-    path: &Path,
-    model: &Gguf,
-    progress: &Progress,
-) -> Result<()> {
+fn fit_to_model(read: &mut Analysis, path: &Path, model: &Gguf, progress: &Progress) -> Result<()> {
     let left_out = analysis::imatrix::fit_to_model(read, model)
         .with_context(|| format!("{}", path.display()))?;
     for name in left_out {
@@ -423,7 +439,7 @@ fn levels(each: &[f64], tokens: &[f64]) -> Vec<f64> {
 const LEVEL_TOKENS: usize = 65536;
 const LEVEL_EFFORT: f64 = 0.25;
 /// It is measured in the probes' type nearest to this size.
-const USUAL_BPW: f64 = 3.5;
+pub(super) const USUAL_BPW: f64 = 3.5;
 
 /// Bytes of quantized experts that are exchanged at once to see what they do together.
 const JOINT_BYTES: u64 = 4 << 30;
@@ -656,7 +672,7 @@ fn note_repetition(analysis: &Analysis, named: &[(String, f64)], progress: &Prog
 }
 
 /// What is fitted to a plan.
-fn refit_options(args: &DataArgs, global: &Global) -> RefitOptions {
+pub(super) fn refit_options(args: &DataArgs, global: &Global) -> RefitOptions {
     let stages = args.stages();
     RefitOptions {
         scales: !args.no_refit && stages.has(Stage::Mapping),

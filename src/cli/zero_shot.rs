@@ -1,6 +1,6 @@
 //! Zero-shot accuracy of the models of a comparison.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -36,8 +36,8 @@ pub(super) struct TaskSet {
 
 impl TaskArgs {
     /// The file of tasks, if one is named.
-    pub(super) fn path(&self) -> Option<&Path> {
-        self.tasks.as_deref()
+    pub(super) fn path(&self) -> Option<&PathBuf> {
+        self.tasks.as_ref()
     }
 
     /// The tasks: those of the file, or some made of the text. None when none are wanted, or when the text

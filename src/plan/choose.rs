@@ -45,6 +45,7 @@ pub(super) fn choose(items: &[&Packings], room: u64) -> Result<Chosen, KnapsackE
 mod tests {
     use super::super::correlation::Pairs;
     use super::super::experts::{ExpertCosts, packings};
+    use super::super::knapsack::tests::Rng;
     use super::*;
     use crate::analysis::Coactivation;
     use crate::gguf::{GgmlType, Shape};
@@ -61,22 +62,6 @@ mod tests {
         GgmlType::F16,
     ];
 
-    struct Random(u64);
-
-    impl Random {
-        /// Between 0 and 1.
-        fn next(&mut self) -> f64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 11) as f64 / (1u64 << 53) as f64
-        }
-
-        fn below(&mut self, n: usize) -> usize {
-            (self.next() * n as f64) as usize
-        }
-    }
-
     /// A tensor of few experts, of which everything can be tried.
     struct Small {
         dims: Shape,
@@ -86,31 +71,34 @@ mod tests {
     }
 
     impl Small {
-        fn new(random: &mut Random) -> Self {
-            let n_rows = 1 + random.below(12) as u64;
+        fn new(random: &mut Rng) -> Self {
+            let n_rows = 1 + random.below(12);
             let dims = Shape::new(&[256, n_rows, N_EXPERT as u64]).unwrap();
-            let first = random.below(TYPES.len() - 1);
-            let types = TYPES[first..].iter().copied().step_by(1 + random.below(2));
-            let types: Vec<GgmlType> = types.take(2 + random.below(2)).collect();
+            let first = random.below(TYPES.len() as u64 - 1) as usize;
+            let types = TYPES[first..]
+                .iter()
+                .copied()
+                .step_by(1 + random.below(2) as usize);
+            let types: Vec<GgmlType> = types.take(2 + random.below(2) as usize).collect();
             // Larger types mostly cost less.
             let costs: Vec<Vec<f64>> = (0..N_EXPERT)
                 .map(|_| {
-                    let hard = random.next().powi(3);
+                    let hard = random.unit().powi(3);
                     let mut cost =
-                        |ty: &GgmlType| hard * (-0.3 * ty.bpw()).exp() * (0.5 + random.next());
+                        |ty: &GgmlType| hard * (-0.3 * ty.bpw()).exp() * (0.5 + random.unit());
                     types.iter().map(&mut cost).collect()
                 })
                 .collect();
             let amplitudes = costs
                 .iter()
-                .map(|c| c.iter().map(|c| c.sqrt() * random.next()).collect())
+                .map(|c| c.iter().map(|c| c.sqrt() * random.unit()).collect())
                 .collect();
             let mut measured = Coactivation::new(N_EXPERT);
             measured.outputs = vec![1.0; N_EXPERT * N_EXPERT];
-            let strength = 4.0 * random.next();
+            let strength = 4.0 * random.unit();
             for a in 0..N_EXPERT {
                 for b in 0..a {
-                    let product = strength * (random.next() - 0.6);
+                    let product = strength * (random.unit() - 0.6);
                     measured.outputs[a * N_EXPERT + b] = product;
                     measured.outputs[b * N_EXPERT + a] = product;
                 }
@@ -119,7 +107,7 @@ mod tests {
                 dims,
                 types,
                 costs: ExpertCosts { costs, amplitudes },
-                pairs: (random.next() < 0.7)
+                pairs: (random.unit() < 0.7)
                     .then(|| Pairs::new(&measured))
                     .flatten(),
             }
@@ -166,7 +154,7 @@ mod tests {
 
     #[test]
     fn no_choice_undercuts_the_bound() {
-        let mut random = Random(0x2545_F491_4F6C_DD1D);
+        let mut random = Rng(0x2545_F491_4F6C_DD1D);
         let (mut proved, mut better, mut unproved) = (0, 0, 0);
         for round in 0..400 {
             let mix = round % 8 != 0;
@@ -203,11 +191,11 @@ mod tests {
 
     #[test]
     fn a_limit_leaves_a_bound_for_what_it_leaves() {
-        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        let mut random = Rng(0x9E37_79B9_7F4A_7C15);
         for _ in 0..100 {
             let item = Small::new(&mut random);
             let mut found = item.packings(true);
-            let bytes = found.ways[random.below(found.ways.len())].bytes;
+            let bytes = found.ways[random.below(found.ways.len() as u64) as usize].bytes;
             found.limit(bytes);
             assert_eq!(found.ways.last().unwrap().bytes, bytes);
             for way in item.all(true).iter().filter(|w| w.bytes <= bytes) {

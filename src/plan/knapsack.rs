@@ -21,7 +21,7 @@
 //!    discarded ones remains a valid bound for the answer.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// One way to store an item.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -144,8 +144,9 @@ const ROBUST_WIDTH: f64 = 0.05;
 /// Channels and what is fitted go by the workload's mix, as sharply as measures best ([`Plan::mix`], [`FIT_POWERS`]); in
 /// the measured robust plan by the domains that fare worst. The balanced plan's types with such a mix are among the plans that are measured.
 /// A workload's types that are measured were not chosen by where the text goes that they are measured on, nor were scales
-/// and routers fitted to it; what is known of channels and of effects by domain is of all text, and so are the types of robust
-/// plans. The bound that serves best is then used again with all that is known, and the plan that is taken is fitted to all of the text.
+/// and routers fitted to it; what is known of channels and of effects by domain is of all text, and so are the types of
+/// robust plans. The bound that serves best is then used again with all that is known, and the plan that is taken is fitted
+/// to all of the text.
 ///
 /// Where the text of most of what a workload names mostly repeats itself, the plan keeps the balanced one's types, and channels
 /// and fit go by the mix no more sharply than its square root. On the shipped model that was chosen for sql: its calibration

@@ -2,7 +2,7 @@ use super::*;
 use std::time::{Duration, Instant};
 
 /// xorshift64*
-struct Rng(u64);
+pub(in crate::plan) struct Rng(pub u64);
 
 impl Rng {
     fn next(&mut self) -> u64 {
@@ -12,11 +12,12 @@ impl Rng {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    fn unit(&mut self) -> f64 {
+    /// Between 0 and 1.
+    pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
